@@ -1,0 +1,1 @@
+"""Words and maths of the optimizer: no server, no network, no disk."""

@@ -1,0 +1,141 @@
+"""From a context to the numeric vector a policy sees: pure functions, used live and in replay."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from optimizer.errors import InvalidInput
+from optimizer.records import Context, Vector
+
+__all__ = ["PRIORITIES", "FeatureEncoder", "pack", "unpack"]
+
+PRIORITIES = ("low", "standard", "high")
+_PRIORITY_VALUE = {"low": -1.0, "standard": 0.0, "high": 1.0}
+
+_CHARACTERS_PER_TOKEN = 4.0
+_TYPICAL_LOG_TOKENS = 5.0
+
+_SIDE_SCALE = 0.3
+"""Side features are kept small beside the constant and the task, so that under a unit prior they
+widen the uncertainty of a new arm only a little."""
+
+
+class FeatureEncoder:
+    """Makes the feature vector of a request.
+
+    Parameters
+    ----------
+    tasks
+        Known tasks, each a column; any other task shares one more column.
+    embedding_size
+        Length of the reduced prompt embedding, 0 for none.
+
+    Examples
+    --------
+    >>> encoder = FeatureEncoder(tasks=("chat",), embedding_size=0)
+    >>> vector = encoder.encode(Context(task="chat", input_tokens=200), None, now_s=0.0)
+    >>> vector.shape == (encoder.size,) and vector[0] == 1.0
+    True
+    """
+
+    def __init__(self, tasks: Sequence[str], embedding_size: int) -> None:
+        if len(set(tasks)) != len(tasks):
+            raise InvalidInput("tasks", list(tasks), "each task may be named once")
+        if embedding_size < 0:
+            raise InvalidInput("embedding_size", embedding_size, "0 or more")
+        self.tasks = tuple(tasks)
+        self.embedding_size = embedding_size
+        self._column = {task: 1 + index for index, task in enumerate(self.tasks)}
+        self._other = 1 + len(self.tasks)
+        side = (
+            "input_tokens_log",
+            "output_tokens_log",
+            "priority",
+            "digit_share",
+            "hour_sin",
+            "hour_cos",
+            "weekday_sin",
+            "weekday_cos",
+        )
+        self._side = self._other + 1
+        self._embedding = self._side + len(side)
+        self.names: tuple[str, ...] = (
+            "constant",
+            *(f"task={task}" for task in self.tasks),
+            "task=(other)",
+            *side,
+            *(f"embedding_{index}" for index in range(embedding_size)),
+        )
+        self.size = len(self.names)
+        digest = hashlib.blake2b("\n".join(self.names).encode(), digest_size=4)
+        self.schema_id = int.from_bytes(digest.digest(), "big")
+        """Names this layout of columns; a token made with another layout is not learned from."""
+
+    def encode(self, context: Context, embedding: Vector | None, now_s: float) -> Vector:
+        """The features of one request.
+
+        Parameters
+        ----------
+        context
+            What the caller told.
+        embedding
+            Reduced prompt embedding, shape (embedding_size,), or None without a prompt.
+        now_s
+            Unix time in seconds; hours and weekdays are UTC.
+
+        Returns
+        -------
+        Shape (size,), rounded to what a float16 holds, so that a decision token carries them
+        exactly.
+        """
+        vector = np.zeros(self.size)
+        vector[0] = 1.0
+        if context.task is not None:
+            vector[self._column.get(context.task, self._other)] = 1.0
+        prompt = context.prompt
+        tokens = context.input_tokens
+        if tokens is None and prompt is not None:
+            tokens = math.ceil(len(prompt) / _CHARACTERS_PER_TOKEN)
+        hour = (now_s % 86400.0) / 86400.0 * math.tau
+        weekday = ((now_s / 86400.0 + 3.0) % 7.0) / 7.0 * math.tau
+        side = self._side
+        vector[side : side + 8] = (
+            _SIDE_SCALE * _centred_log(tokens),
+            _SIDE_SCALE * _centred_log(context.expected_output_tokens),
+            _SIDE_SCALE * _PRIORITY_VALUE.get(context.priority or "standard", 0.0),
+            _SIDE_SCALE * _digit_share(prompt),
+            _SIDE_SCALE * math.sin(hour),
+            _SIDE_SCALE * math.cos(hour),
+            _SIDE_SCALE * math.sin(weekday),
+            _SIDE_SCALE * math.cos(weekday),
+        )
+        if embedding is not None and self.embedding_size:
+            vector[self._embedding :] = embedding
+        return vector.astype(np.float16).astype(np.float64)
+
+
+def unpack(packed: bytes) -> Vector:
+    """The features that `FeatureEncoder.encode` made, from the float16 bytes of a token."""
+    return np.frombuffer(packed, dtype="<f2").astype(np.float64)
+
+
+def pack(features: Vector) -> bytes:
+    """Little-endian float16 bytes, two a feature; `unpack` gives back the same numbers."""
+    return features.astype("<f2").tobytes()
+
+
+def _centred_log(tokens: int | None) -> float:
+    """log(1 + tokens), about in [-1, 1] for 0 to 20,000 tokens; 0 where unknown."""
+    return 0.0 if tokens is None else math.log1p(tokens) / _TYPICAL_LOG_TOKENS - 1.0
+
+
+def _digit_share(prompt: str | None) -> float:
+    """Share of digits among the first 400 characters: arithmetic and code have many."""
+    if not prompt:
+        return 0.0
+    head = prompt[:400]
+    return sum(map(head.count, "0123456789")) / len(head)

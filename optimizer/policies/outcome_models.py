@@ -1,0 +1,222 @@
+"""Outcome models: what each arm's outcome will be, part by part, and how sure that is.
+
+Every model keeps sums over the decisions it was told of, so that a correction or a retraction
+is the difference of two sums, and the state does not depend on the order of signals (up to
+rounding; the ledger's fixed order makes it exact).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from optimizer.errors import InvalidInput
+from optimizer.records import Matrix, Vector
+from optimizer.reward import PART_OF_TARGET, PARTS, TARGETS
+
+__all__ = ["LinearHeads", "MeanHeads", "OutcomeModel", "Targets"]
+
+Targets = tuple[float | None, ...]
+
+_PART = np.array(PART_OF_TARGET)
+_PRIOR_NOISE = 0.25
+_PRIOR_NOISE_WEIGHT = 5.0
+"""Before data, the noise of a target is that of a fair coin, worth five observations."""
+
+
+class OutcomeModel(Protocol):
+    """Predicts the score of every arm under a linear objective."""
+
+    size: int
+    arms: int
+
+    def learn(self, arm: int, features: Vector, before: Targets, after: Targets) -> None:
+        """Apply one decision's change of targets, in the order of TARGETS."""
+
+    def refresh(self) -> None:
+        """Bring predictions up to date with what was learned."""
+
+    def score(self, features: Vector, target_weights: Vector) -> tuple[Vector, Vector]:
+        """Mean and standard error, each of shape (arms,), of ``target_weights @ targets``."""
+
+    def state(self) -> dict[str, npt.NDArray[np.float64]]:
+        """The sums that make up everything learned."""
+
+    def restore(self, state: dict[str, npt.NDArray[np.float64]]) -> None:
+        """Take the sums that `state` gave, then refresh."""
+
+
+class LinearHeads:
+    """One Bayesian linear regression for each arm and target, over the same features.
+
+    Targets of the same part share a design matrix, since they are revealed together. The prior of
+    a coefficient is a Gaussian with variance ``noise / ridge``; the noise of a target is estimated
+    from its residuals, pooled over arms (empirical Bayes), so that the uncertainty is in the
+    units of the score and no scale needs to be tuned.
+
+    Parameters
+    ----------
+    arms, size
+        Number of arms and of features.
+    ridge
+        Prior precision of each coefficient in observations, above 0.
+    """
+
+    def __init__(self, arms: int, size: int, ridge: float = 1.0) -> None:
+        if not ridge > 0:
+            raise InvalidInput("ridge", ridge, "a number above 0")
+        self.arms = arms
+        self.size = size
+        self.ridge = ridge
+        parts, targets = len(PARTS), len(TARGETS)
+        self._gram = np.zeros((parts, arms, size, size))
+        self._moment = np.zeros((targets, arms, size))
+        self._squares = np.zeros((targets, arms))
+        self._count = np.zeros((parts, arms))
+        self._covariance = np.tile(np.eye(size) / ridge, (parts, arms, 1, 1))
+        self._coefficients = np.zeros((targets, arms, size))
+        self._stale: set[tuple[int, int]] = set()
+        self._weights: Vector | None = None
+        self._score_coefficients: Matrix = np.zeros((arms, size))
+        self._score_covariance: Matrix = np.zeros((arms, size, size))
+        self._moved = True
+
+    def learn(self, arm: int, features: Vector, before: Targets, after: Targets) -> None:
+        """Apply the change of one decision; predictions follow at the next `refresh`."""
+        for part in range(len(PARTS)):
+            known = before[part] is not None
+            if known is (after[part] is not None):
+                continue
+            sign = -1.0 if known else 1.0
+            self._gram[part, arm] += np.multiply.outer(sign * features, features)
+            self._count[part, arm] += sign
+            self._stale.add((part, arm))
+        for target, (old, new) in enumerate(zip(before, after, strict=True)):
+            if old == new:
+                continue
+            old_value, new_value = old or 0.0, new or 0.0
+            self._moment[target, arm] += (new_value - old_value) * features
+            self._squares[target, arm] += new_value**2 - old_value**2
+            self._stale.add((PART_OF_TARGET[target], arm))
+
+    def refresh(self) -> None:
+        """Solve anew for every arm and part that changed."""
+        if not self._stale:
+            return
+        stale = sorted(self._stale)
+        rows = tuple(np.array(stale).T)
+        prior = self.ridge * np.eye(self.size)
+        self._covariance[rows] = np.linalg.inv(self._gram[rows] + prior)
+        for part, arm in stale:
+            targets = np.flatnonzero(part == _PART)
+            self._coefficients[targets, arm] = (
+                self._moment[targets, arm] @ self._covariance[part, arm]
+            )
+        self._stale.clear()
+        self._moved = True
+
+    def noise(self) -> Vector:
+        """Shape (len(TARGETS),): estimated variance of each target around its prediction."""
+        explained = (self._moment * self._coefficients).sum(axis=(1, 2))
+        residual = np.maximum(self._squares.sum(axis=1) - explained, 0.0)
+        count = self._count.sum(axis=1)[_PART]
+        noise: Vector = (residual + _PRIOR_NOISE * _PRIOR_NOISE_WEIGHT) / (
+            count + _PRIOR_NOISE_WEIGHT
+        )
+        return noise
+
+    def score(self, features: Vector, target_weights: Vector) -> tuple[Vector, Vector]:
+        """Mean and standard error of the weighted sum of targets, targets taken as independent."""
+        if self._moved or self._weights is not target_weights:
+            self._combine(target_weights)
+        mean: Vector = self._score_coefficients @ features
+        spread = (self._score_covariance @ features) @ features
+        return mean, np.sqrt(spread)
+
+    def _combine(self, target_weights: Vector) -> None:
+        """Fold the objective into one linear form and one covariance an arm, ahead of decisions."""
+        self._score_coefficients = np.tensordot(target_weights, self._coefficients, axes=1)
+        share = np.bincount(_PART, target_weights**2 * self.noise(), minlength=len(PARTS))
+        used = np.flatnonzero(share)
+        self._score_covariance = np.tensordot(share[used], self._covariance[used], axes=1)
+        self._weights = target_weights
+        self._moved = False
+
+    def state(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Sums of outer products, of target x features, of squares, and counts."""
+        return {
+            "gram": self._gram,
+            "moment": self._moment,
+            "squares": self._squares,
+            "count": self._count,
+        }
+
+    def restore(self, state: dict[str, npt.NDArray[np.float64]]) -> None:
+        """Take the sums that `state` gave, then solve."""
+        self._gram[:] = state["gram"]
+        self._moment[:] = state["moment"]
+        self._squares[:] = state["squares"]
+        self._count[:] = state["count"]
+        self._stale = {(part, arm) for part in range(len(PARTS)) for arm in range(self.arms)}
+        self.refresh()
+
+
+class MeanHeads:
+    """The mean of each arm's targets, without context.
+
+    Quality and feedback lie in [0, 1] and have a Beta(1, 1) prior (a value between 0 and 1 counts
+    as that share of a success); the other targets are Gaussian with a pooled noise and a prior
+    worth one observation of 0.5. For scoring, each posterior stands by its mean and variance.
+    """
+
+    size = 0
+
+    def __init__(self, arms: int) -> None:
+        self.arms = arms
+        self._sum = np.zeros((len(TARGETS), arms))
+        self._squares = np.zeros((len(TARGETS), arms))
+        self._count = np.zeros((len(PARTS), arms))
+        self._is_beta = np.array([name in ("quality", "feedback") for name in TARGETS])[:, None]
+        self._mean: Matrix = np.zeros((len(TARGETS), arms))
+        self._variance: Matrix = np.zeros((len(TARGETS), arms))
+        self.refresh()
+
+    def learn(self, arm: int, features: Vector, before: Targets, after: Targets) -> None:
+        """Apply the change of one decision; features are not looked at."""
+        for part in range(len(PARTS)):
+            self._count[part, arm] += (after[part] is not None) - (before[part] is not None)
+        for target, (old, new) in enumerate(zip(before, after, strict=True)):
+            old_value, new_value = old or 0.0, new or 0.0
+            self._sum[target, arm] += new_value - old_value
+            self._squares[target, arm] += new_value**2 - old_value**2
+
+    def refresh(self) -> None:
+        """Posterior mean and variance of every target and arm."""
+        count = self._count[_PART]
+        beta_mean = (1.0 + self._sum) / (2.0 + count)
+        beta_variance = beta_mean * (1.0 - beta_mean) / (3.0 + count)
+        mean = (0.5 + self._sum) / (1.0 + count)
+        spread = self._squares - self._sum**2 / np.maximum(count, 1.0)
+        pooled = (spread.sum(axis=1, keepdims=True) + _PRIOR_NOISE * _PRIOR_NOISE_WEIGHT) / (
+            count.sum(axis=1, keepdims=True) + _PRIOR_NOISE_WEIGHT
+        )
+        self._mean = np.where(self._is_beta, beta_mean, mean)
+        self._variance = np.where(self._is_beta, beta_variance, pooled / (1.0 + count))
+
+    def score(self, features: Vector, target_weights: Vector) -> tuple[Vector, Vector]:
+        """Mean and standard error of the weighted sum of targets, targets taken as independent."""
+        variance: Vector = target_weights**2 @ self._variance
+        return target_weights @ self._mean, np.sqrt(variance)
+
+    def state(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Sums of targets, of their squares, and counts."""
+        return {"sum": self._sum, "squares": self._squares, "count": self._count}
+
+    def restore(self, state: dict[str, npt.NDArray[np.float64]]) -> None:
+        """Take the sums that `state` gave."""
+        self._sum[:] = state["sum"]
+        self._squares[:] = state["squares"]
+        self._count[:] = state["count"]
+        self.refresh()

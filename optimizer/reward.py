@@ -1,0 +1,167 @@
+"""From an outcome to the parts a policy learns, and to the one number people read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from optimizer.errors import InvalidInput
+from optimizer.records import Matrix, Outcome, Vector
+
+__all__ = ["PARTS", "PART_OF_TARGET", "TARGETS", "Objective", "Weights", "parse_weights"]
+
+PARTS = ("quality", "cost", "latency", "feedback")
+"""The parts of an outcome; each arrives by itself, or never."""
+
+TARGETS = ("quality", "cost", "latency", "feedback", "cost_utility", "latency_utility")
+"""What outcome models predict. ``cost`` and ``latency`` are in units of their caps and unbounded,
+so that an objective can put a price on them; the utilities are ``1 - min(value / cap, 1)``, what
+the reward formula averages (the mean of a clipped cost is not the clipped mean)."""
+
+PART_OF_TARGET = (0, 1, 2, 3, 1, 2)
+"""The part whose arrival reveals each target."""
+
+
+class Weights(BaseModel):
+    """Weights of the reward's parts, each 0 or more, at least one above 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    quality: float = Field(0.5, ge=0, allow_inf_nan=False, description="weight of quality")
+    cost: float = Field(0.3, ge=0, allow_inf_nan=False, description="weight of low cost")
+    latency: float = Field(0.2, ge=0, allow_inf_nan=False, description="weight of low latency")
+    feedback: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight of user feedback")
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Weights:
+        if sum(self.values()) <= 0:
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+    def values(self) -> tuple[float, float, float, float]:
+        """The weights in the order of `PARTS`."""
+        return (self.quality, self.cost, self.latency, self.feedback)
+
+
+def parse_weights(text: str | None) -> Weights:
+    """Read ``quality=1,cost=0``; a part that is not named keeps its default.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the part or the value that cannot be read.
+
+    Examples
+    --------
+    >>> parse_weights("quality=1,cost=0,latency=0").values()
+    (1.0, 0.0, 0.0, 0.0)
+    """
+    given: dict[str, float] = {}
+    for item in filter(None, (text or "").split(",")):
+        name, _, value = item.partition("=")
+        if name.strip() not in PARTS:
+            raise InvalidInput("weights", item, f"write PART=NUMBER with PART one of {PARTS}")
+        try:
+            given[name.strip()] = float(value)
+        except ValueError:
+            raise InvalidInput("weights", item, "the weight must be a number") from None
+    try:
+        return Weights(**given)
+    except ValueError:
+        raise InvalidInput("weights", text, "weights are 0 or more, one above 0") from None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Turns an outcome into a reward in [0, 1], and says what a policy should maximise.
+
+    ``reward = sum_p w_p u_p / sum_p w_p`` over the parts that count here, where ``u`` is quality,
+    feedback, ``1 - min(cost / cap, 1)`` and ``1 - min(latency / cap, 1)``.
+
+    Parameters
+    ----------
+    weights
+        Of the four parts.
+    cost_cap_usd, latency_cap_s
+        Above 0, or None where this decision point has no cost or no latency at all: the weights
+        are then renormalised over the other parts.
+    """
+
+    weights: Weights
+    cost_cap_usd: float | None = None
+    latency_cap_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cost_cap_usd", "latency_cap_s"):
+            cap = getattr(self, name)
+            if cap is not None and not (np.isfinite(cap) and cap > 0):
+                raise InvalidInput(name, cap, "a cap is a finite number above 0, or left out")
+        if not any(self.shares()):
+            raise InvalidInput(
+                "weights", self.weights.values(), "all the weight is on parts without a cap"
+            )
+
+    def shares(self) -> tuple[float, ...]:
+        """Weight of each part after renormalising over those that count, in the order of PARTS."""
+        there = (True, self.cost_cap_usd is not None, self.latency_cap_s is not None, True)
+        raw = [
+            weight if present else 0.0
+            for weight, present in zip(self.weights.values(), there, strict=True)
+        ]
+        total = sum(raw)
+        return tuple(weight / total if total else 0.0 for weight in raw)
+
+    def target_weights(self) -> Vector:
+        """Shape (len(TARGETS),): the linear form over predicted targets that a policy maximises."""
+        quality, cost, latency, feedback = self.shares()
+        return np.array([quality, 0.0, 0.0, feedback, cost, latency])
+
+    def targets(self, outcome: Outcome) -> tuple[float | None, ...]:
+        """The targets that ``outcome`` reveals, in the order of TARGETS; None where unknown."""
+        cost = None if outcome.cost_usd is None else outcome.cost_usd / (self.cost_cap_usd or 1.0)
+        latency = (
+            None if outcome.latency_s is None else outcome.latency_s / (self.latency_cap_s or 1.0)
+        )
+        return (
+            outcome.quality,
+            cost,
+            latency,
+            outcome.feedback,
+            None if cost is None else 1.0 - min(cost, 1.0),
+            None if latency is None else 1.0 - min(latency, 1.0),
+        )
+
+    def reward(self, outcome: Outcome) -> float | None:
+        """The reward in [0, 1], or None while a part that counts is still missing.
+
+        Examples
+        --------
+        >>> objective = Objective(Weights(), cost_cap_usd=0.01)
+        >>> objective.reward(Outcome(quality=1.0, cost_usd=0.005))
+        0.8125
+        >>> objective.reward(Outcome(cost_usd=0.005)) is None
+        True
+        """
+        total = 0.0
+        targets = self.targets(outcome)
+        for weight, target in zip(self.target_weights().tolist(), targets, strict=True):
+            if weight == 0.0:
+                continue
+            if target is None:
+                return None
+            total += weight * target
+        return total
+
+    def rewards(self, quality: Matrix, cost_usd: Matrix | None, latency_s: Matrix | None) -> Matrix:
+        """Rewards of whole arrays of outcomes (no feedback), any shape, the same for all parts."""
+        weight = self.shares()
+        total: Matrix = weight[0] * quality
+        if weight[1]:
+            assert cost_usd is not None and self.cost_cap_usd is not None
+            total = total + weight[1] * (1 - np.minimum(cost_usd / self.cost_cap_usd, 1))
+        if weight[2]:
+            assert latency_s is not None and self.latency_cap_s is not None
+            total = total + weight[2] * (1 - np.minimum(latency_s / self.latency_cap_s, 1))
+        return total

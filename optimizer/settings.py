@@ -1,0 +1,288 @@
+"""Settings: one YAML file plus ``LLMOPT_*`` variables; a key nobody knows is refused.
+
+A variable wins over the file; nested keys are joined by two underscores, as in
+``LLMOPT_PORTS__MLFLOW=5050``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from optimizer.errors import InvalidSettings, UnknownName
+from optimizer.policies.names import PolicySettings
+from optimizer.records import Arm
+from optimizer.reward import Objective, Weights
+
+__all__ = [
+    "ArmSettings",
+    "DecisionPoint",
+    "Guardrails",
+    "LearnerSettings",
+    "Ports",
+    "Settings",
+    "load_settings",
+]
+
+SETTINGS_VARIABLE = "LLMOPT_SETTINGS"
+DEFAULT_FILE = "llmopt.yaml"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArmSettings(_Strict):
+    """One arm of a decision point."""
+
+    model: str = Field(min_length=1, max_length=200, description="name the caller knows it by")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="handed to the caller with the decision, as it is"
+    )
+    prompt_variant: str = Field("default", min_length=1, description="which prompt to use")
+
+    def arm(self) -> Arm:
+        """The record that policies and tokens use."""
+        return Arm(self.model, self.parameters, self.prompt_variant)
+
+
+class Guardrails(_Strict):
+    """When an arm or a policy is held back, relative to what it is compared with."""
+
+    quality_drop: float = Field(0.05, ge=0, le=1, description="largest loss of quality, relative")
+    cost_rise: float = Field(0.10, ge=0, description="largest rise of cost, relative")
+    latency_rise: float = Field(0.20, ge=0, description="largest rise of p95 latency, relative")
+    error_rate: float = Field(
+        0.5, gt=0, le=1, description="an arm failing more often than this lately is set aside"
+    )
+
+
+class DecisionPoint(_Strict):
+    """A named place in the user's application where a choice is made."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$", description="its name")
+    arms: tuple[ArmSettings, ...] = Field(min_length=1, max_length=200, description="the choices")
+    tasks: tuple[str, ...] = Field(
+        (), max_length=200, description="known values of `context.task`; others share one feature"
+    )
+    weights: Weights = Field(Weights(), description="weights of the reward's parts")
+    cost_cap_usd: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="cost at which a request earns nothing for it"
+    )
+    latency_cap_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="latency at which a request earns nothing"
+    )
+    policy: PolicySettings = Field(PolicySettings(), description="how it decides")
+    control_share: float = Field(
+        0.05, ge=0, le=0.5, description="permanent share of units that are decided uniformly"
+    )
+    static_arm: str | None = Field(
+        None, description="model that decides when no policy can; the first arm if left out"
+    )
+    guardrails: Guardrails = Field(Guardrails(), description="limits that hold arms back")
+    attribution_window_s: float = Field(
+        7 * 86400.0, gt=0, description="time after which a decision without reward is closed"
+    )
+    default_quality: float | None = Field(
+        None, ge=0, le=1, description="quality of a decision closed without reward; none if empty"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DecisionPoint:
+        arms = self.records()
+        if len({arm.id for arm in arms}) != len(arms):
+            raise ValueError(f"decision point {self.name!r} has the same arm twice")
+        models = [arm.model for arm in arms]
+        if self.static_arm is not None and self.static_arm not in models:
+            raise ValueError(f"static_arm={self.static_arm!r} must be one of {models}")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"decision point {self.name!r} names a task twice")
+        self.objective()
+        return self
+
+    def records(self) -> tuple[Arm, ...]:
+        """The arms, in the order of probabilities."""
+        return tuple(arm.arm() for arm in self.arms)
+
+    def objective(self) -> Objective:
+        """What is maximised here."""
+        return Objective(self.weights, self.cost_cap_usd, self.latency_cap_s)
+
+    @property
+    def static_index(self) -> int:
+        """Index of the static rule's arm."""
+        models = [arm.model for arm in self.arms]
+        return 0 if self.static_arm is None else models.index(self.static_arm)
+
+
+class Ports(_Strict):
+    """Ports of the embedded parts and of the two doors."""
+
+    ingress: int = Field(8000, ge=1, le=65535, description="Ray Serve's ingress")
+    fast_lane: int = Field(8001, ge=1, le=65535, description="the replicas' own door")
+    mlflow: int = Field(5000, ge=1, le=65535, description="MLflow and its UI")
+    prefect: int = Field(4200, ge=1, le=65535, description="Prefect and its dashboard")
+    ray_dashboard: int = Field(8265, ge=1, le=65535, description="Ray's dashboard")
+    postgres: int = Field(5439, ge=1, le=65535, description="embedded PostgreSQL")
+    valkey: int = Field(6399, ge=1, le=65535, description="embedded Valkey")
+
+
+class LearnerSettings(_Strict):
+    """How often the learner does what it does."""
+
+    batch_s: float = Field(0.25, gt=0, le=60, description="longest wait before rewards are learned")
+    batch_rewards: int = Field(1000, ge=1, le=100_000, description="rewards learned at once")
+    checkpoint_s: float = Field(5.0, gt=0, description="between checkpoints in PostgreSQL")
+    version_rewards: int = Field(1000, ge=1, description="rewards between versions in MLflow")
+    version_s: float = Field(3600.0, gt=0, description="longest time between versions in MLflow")
+    versions_kept: int = Field(5, ge=1, description="versions of a decision point kept in MLflow")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLMOPT_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    home: Path = Field(Path(".llmopt"), description="folder of all state")
+    host: str = Field("127.0.0.1", description="address that everything binds to")
+    ports: Ports = Field(Ports(), description="ports of the embedded parts")
+    postgres_url: str | None = Field(None, description="your own PostgreSQL, instead of ours")
+    valkey_url: str | None = Field(None, description="your own Valkey or Redis, instead of ours")
+    mlflow_url: str | None = Field(None, description="your own MLflow server, instead of ours")
+    prefect_url: str | None = Field(None, description="your own Prefect API, instead of ours")
+    ray_address: str | None = Field(None, description="your own Ray cluster, instead of ours")
+    replicas: int = Field(1, ge=1, le=64, description="replicas of the serving application")
+    token_keys: tuple[SecretStr, ...] = Field(
+        (), description="keys that sign decisions, newest first; made at the first start if empty"
+    )
+    learner: LearnerSettings = Field(LearnerSettings(), description="the learner's rhythm")
+    decision_points: tuple[DecisionPoint, ...] = Field(
+        min_length=1, max_length=100, description="where choices are made"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Settings:
+        names = [point.name for point in self.decision_points]
+        if len(set(names)) != len(names):
+            raise ValueError(f"decision points must have different names, got {names}")
+        ports = list(self.ports.model_dump().values())
+        if len(set(ports)) != len(ports):
+            raise ValueError(f"ports must differ, got {self.ports.model_dump()}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Variables win over what is given (the file's content)."""
+        return (env_settings, init_settings)
+
+    def decision_point(self, name: str) -> DecisionPoint:
+        """The decision point of that name.
+
+        Raises
+        ------
+        UnknownName
+            If there is none.
+        """
+        for point in self.decision_points:
+            if point.name == name:
+                return point
+        known = [point.name for point in self.decision_points]
+        raise UnknownName("decision_point", name, f"one of {known}")
+
+    def postgres_dsn(self, database: str = "llmopt") -> str:
+        """URL of a database on the PostgreSQL server, ours or the user's."""
+        if self.postgres_url is None:
+            return f"postgresql://postgres@{self.host}:{self.ports.postgres}/{database}"
+        if database == "llmopt":
+            return self.postgres_url
+        head, _, options = self.postgres_url.partition("?")
+        base = head.rpartition("/")[0]
+        return f"{base}/{quote(database)}" + (f"?{options}" if options else "")
+
+    @property
+    def valkey_address(self) -> str:
+        """URL of Valkey, ours or the user's."""
+        return self.valkey_url or f"redis://{self.host}:{self.ports.valkey}/0"
+
+    @property
+    def mlflow_address(self) -> str:
+        """URL of the MLflow server, ours or the user's."""
+        return self.mlflow_url or f"http://{self.host}:{self.ports.mlflow}"
+
+    @property
+    def prefect_address(self) -> str:
+        """URL of the Prefect API, ours or the user's."""
+        return self.prefect_url or f"http://{self.host}:{self.ports.prefect}/api"
+
+
+def load_settings(
+    path: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> Settings:
+    """Read the settings file, then the environment.
+
+    Parameters
+    ----------
+    path
+        The YAML file; else what ``LLMOPT_SETTINGS`` names, else ``llmopt.yaml`` here.
+    environment
+        Where unknown ``LLMOPT_*`` names are looked for.
+
+    Raises
+    ------
+    InvalidSettings
+        Naming the file, the key, the value and what would be accepted.
+    """
+    file = path or Path(environment.get(SETTINGS_VARIABLE, DEFAULT_FILE))
+    if not file.is_file():
+        raise InvalidSettings(
+            f"no settings file {str(file)!r}: name yours in {SETTINGS_VARIABLE}, or start from the "
+            "example infra/llmopt.yaml"
+        )
+    _refuse_unknown_variables(environment)
+    try:
+        content = YamlConfigSettingsSource(Settings, yaml_file=file)()
+        return Settings(**content)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']} "
+            f"(got {_short(problem['input'])})"
+            for problem in error.errors()
+        ]
+        raise InvalidSettings(f"{file} or LLMOPT_* is wrong:\n" + "\n".join(lines)) from None
+    except Exception as error:
+        raise InvalidSettings(f"{file} cannot be read: {error}") from error
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = {f"LLMOPT_{name.upper()}" for name in Settings.model_fields} | {SETTINGS_VARIABLE}
+    for name in environment:
+        if name.startswith("LLMOPT_") and name.split("__")[0].upper() not in known:
+            close = get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise InvalidSettings(f"unknown variable {name}{hint}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
