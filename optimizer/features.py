@@ -19,6 +19,7 @@ _PRIORITY_VALUE = {"low": -1.0, "standard": 0.0, "high": 1.0}
 _CHARACTERS_PER_TOKEN = 4.0
 _TYPICAL_LOG_TOKENS = 5.0
 
+_HASHED_COLUMNS = 8
 _SIDE_SCALE = 0.3
 """Side features are kept small beside the constant and the task, so that under a unit prior they
 widen the uncertainty of a new arm only a little."""
@@ -62,12 +63,14 @@ class FeatureEncoder:
             "weekday_cos",
         )
         self._side = self._other + 1
-        self._embedding = self._side + len(side)
+        self._hashed = self._side + len(side)
+        self._embedding = self._hashed + _HASHED_COLUMNS
         self.names: tuple[str, ...] = (
             "constant",
             *(f"task={task}" for task in self.tasks),
             "task=(other)",
             *side,
+            *(f"hashed_{index}" for index in range(_HASHED_COLUMNS)),
             *(f"embedding_{index}" for index in range(embedding_size)),
         )
         self.size = len(self.names)
@@ -113,6 +116,9 @@ class FeatureEncoder:
             _SIDE_SCALE * math.sin(weekday),
             _SIDE_SCALE * math.cos(weekday),
         )
+        for name, value in context.extra:
+            column, amount = _hashed(name, value)
+            vector[self._hashed + column] += _SIDE_SCALE * amount
         if embedding is not None and self.embedding_size:
             vector[self._embedding :] = embedding
         return vector.astype(np.float16).astype(np.float64)
@@ -139,3 +145,15 @@ def _digit_share(prompt: str | None) -> float:
         return 0.0
     head = prompt[:400]
     return sum(map(head.count, "0123456789")) / len(head)
+
+
+def _hashed(name: str, value: str | float) -> tuple[int, float]:
+    """Column and signed amount of a field nobody declared (feature hashing, Weinberger 2009).
+
+    A text is one category; a number is squashed to (-1, 1) under its name.
+    """
+    is_text = isinstance(value, str)
+    digest = hashlib.blake2b(f"{name}={value if is_text else ''}".encode(), digest_size=2).digest()
+    sign = 1.0 if digest[1] & 1 else -1.0
+    amount = 1.0 if isinstance(value, str) else value / (1.0 + abs(value))
+    return digest[0] % _HASHED_COLUMNS, sign * amount

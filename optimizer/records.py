@@ -71,6 +71,8 @@ class Context:
         Token counts, 0 or more.
     priority
         "low", "standard" or "high".
+    extra
+        Further fields, name and text or finite number; they are hashed into a few columns.
     """
 
     prompt: str | None = None
@@ -78,6 +80,7 @@ class Context:
     input_tokens: int | None = None
     expected_output_tokens: int | None = None
     priority: str | None = None
+    extra: tuple[tuple[str, str | float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class Guardrails(_Strict):
     cost_rise: float = Field(0.10, ge=0, description="largest rise of cost, relative")
     latency_rise: float = Field(0.20, ge=0, description="largest rise of p95 latency, relative")
     error_rate: float = Field(
-        0.5, gt=0, le=1, description="an arm failing more often than this lately is set aside"
+        0.9, gt=0, le=1, description="an arm that fails more often than this lately is set aside"
     )
 
 

@@ -69,7 +69,12 @@ class Policy:
         self._objective = objective
         self._target_weights = objective.target_weights()
 
-    def probabilities(self, features: Vector, candidates: Sequence[int] | None = None) -> Vector:
+    def probabilities(
+        self,
+        features: Vector,
+        candidates: Sequence[int] | None = None,
+        set_aside: Sequence[int] = (),
+    ) -> Vector:
         """Probability of each arm for one request.
 
         Parameters
@@ -78,6 +83,9 @@ class Policy:
             Shape (d,), finite.
         candidates
             Indices of the arms that may be chosen; all of them if None.
+        set_aside
+            Candidates that get their share of the uniform part only (unless that leaves none), so
+            that an arm that fails lately is still tried now and then.
 
         Returns
         -------
@@ -85,16 +93,18 @@ class Policy:
         ``uniform_share / candidates``.
         """
         mean, std = self.outcome_model.score(features, self._target_weights)
-        if candidates is None:
+        if candidates is None and not set_aside:
             chosen = self.exploration.probabilities(mean, std)
             chosen *= 1.0 - self.uniform_share
             chosen += self.uniform_share / chosen.size
             return chosen
-        allowed = np.full(mean.size, -np.inf)
-        allowed[list(candidates)] = mean[list(candidates)]
-        chosen = self.exploration.probabilities(allowed, std)
+        allowed = list(range(mean.size)) if candidates is None else list(candidates)
+        preferred = [arm for arm in allowed if arm not in set_aside] or allowed
+        among = np.full(mean.size, -np.inf)
+        among[preferred] = mean[preferred]
+        chosen = self.exploration.probabilities(among, std)
         chosen *= 1.0 - self.uniform_share
-        chosen[list(candidates)] += self.uniform_share / len(candidates)
+        chosen[allowed] += self.uniform_share / len(allowed)
         return chosen
 
     def learn(self, observations: Iterable[Observation]) -> None:

@@ -1,0 +1,215 @@
+"""The one client of the feature store: the arms' recent statistics.
+
+They are online in Valkey and logged in PostgreSQL. Feast keeps its registry and the logged rows in
+the schema ``feast`` of the platform's database. Once a client has read the registry it needs
+PostgreSQL only to log and to look back: `push` and `read` go to Valkey alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import psycopg
+from feast import FeatureStore, RepoConfig
+from feast.errors import FeastObjectNotFoundException
+from redis.exceptions import ConnectionError as ValkeyConnectionError
+from redis.exceptions import TimeoutError as ValkeyTimeoutError
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from feature_repo.aggregates import ArmFeatures
+from feature_repo.connections import SCHEMA, repo_config
+from feature_repo.definitions import (
+    OBJECTS,
+    arm_statistics,
+    arm_statistics_push,
+    decision_v1,
+    request,
+)
+from optimizer.errors import Unavailable
+from optimizer.settings import Settings
+
+__all__ = ["FeatureStoreClient"]
+
+_FEATURES = tuple(field.name for field in fields(ArmFeatures))
+_REFERENCES = [f"{arm_statistics.name}:{name}" for name in _FEATURES]
+_COLUMNS = ("arm_key", "event_timestamp", "created_at", *_FEATURES)
+
+_CONNECT_TIMEOUT_S = 5
+
+_APPLY_LOCK = 0x6C6C6D6F66737430
+"""Any number that no other user of PostgreSQL's advisory locks in this database takes."""
+
+_TABLE = f"""
+CREATE SCHEMA IF NOT EXISTS {SCHEMA};
+CREATE TABLE IF NOT EXISTS {SCHEMA}.arm_statistics (
+    arm_key text NOT NULL,
+    event_timestamp timestamptz NOT NULL,
+    created_at timestamptz NOT NULL,
+    quality double precision,
+    cost_usd double precision,
+    latency_s double precision,
+    error_rate double precision,
+    count double precision NOT NULL
+);
+CREATE INDEX IF NOT EXISTS arm_statistics_arm_time
+    ON {SCHEMA}.arm_statistics (arm_key, event_timestamp);
+"""
+
+
+class FeatureStoreClient:
+    """Writes and reads the arms' recent statistics.
+
+    Nothing is connected until it is needed. Every method raises `optimizer.errors.Unavailable`,
+    naming "PostgreSQL" or "Valkey", when that server can't be reached.
+
+    Parameters
+    ----------
+    settings
+        Say where the servers are.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._dsn = settings.postgres_dsn()
+        self._config: RepoConfig = repo_config(self._dsn, settings.valkey_address)
+
+    def apply(self) -> None:
+        """Create the table and register the definitions; safe to repeat, and from two processes."""
+        with (
+            _naming_who_is_away(),
+            psycopg.connect(
+                self._dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S
+            ) as connection,
+        ):
+            connection.execute("SELECT pg_advisory_lock(%s)", [_APPLY_LOCK])
+            connection.execute(_TABLE)
+            self.close()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "On demand feature view is an experimental")
+                self._store.apply(OBJECTS)
+            self._store.refresh_registry()
+
+    def push(self, decision_point: str, values: Mapping[str, ArmFeatures], at_s: float) -> None:
+        """Make statistics the current ones of a decision point.
+
+        Parameters
+        ----------
+        decision_point
+            Its name.
+        values
+            Statistics by model.
+        at_s
+            When they were true, Unix time in seconds. Values not newer than those that are there
+            change nothing.
+        """
+        if not values:
+            return
+        rows = pd.DataFrame(_rows(decision_point, values, at_s), columns=list(_COLUMNS))
+        with self._opened() as store:
+            store.push(arm_statistics_push.name, rows.astype(dict.fromkeys(_FEATURES, "float64")))
+
+    def read(self, decision_point: str, models: Sequence[str]) -> dict[str, ArmFeatures]:
+        """The current statistics of those models that have any no older than an hour."""
+        if not models:
+            return {}
+        keys = [{"arm_key": _arm_key(decision_point, model)} for model in models]
+        with self._opened() as store:
+            columns = store.get_online_features(features=_REFERENCES, entity_rows=keys).to_dict()
+        found = zip(*(columns[name] for name in _FEATURES), strict=True)
+        return {
+            model: ArmFeatures(*row)
+            for model, row in zip(models, found, strict=True)
+            if row[-1] is not None
+        }
+
+    def log(self, decision_point: str, values: Mapping[str, ArmFeatures], at_s: float) -> None:
+        """Append statistics to the table that `history` looks back into; arguments as in `push`."""
+        if not values:
+            return
+        copy = f"COPY {SCHEMA}.arm_statistics ({', '.join(_COLUMNS)}) FROM STDIN"
+        with (
+            _naming_who_is_away(),
+            psycopg.connect(self._dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection,
+            connection.cursor().copy(copy) as rows,
+        ):
+            for row in _rows(decision_point, values, at_s):
+                rows.write_row(row)
+
+    def history(self, entity_frame: pd.DataFrame) -> pd.DataFrame:
+        """What was known at given moments: a point-in-time join, an hour back at most.
+
+        Parameters
+        ----------
+        entity_frame
+            Columns ``arm_key`` ("<decision point>/<model>") and ``event_timestamp`` (with time
+            zone); with the columns of the request source too, request features are added.
+
+        Returns
+        -------
+        The frame with the statistics' columns, NaN where nothing was known; in any order of rows.
+        """
+        # PostgreSQL keeps microseconds, pandas more.
+        moments = pd.to_datetime(entity_frame["event_timestamp"], utc=True).dt.floor("us")
+        whole = {field.name for field in request.schema} <= set(entity_frame.columns)
+        with self._opened() as store:
+            features = store.get_feature_service(decision_v1.name) if whole else _REFERENCES
+            joined: pd.DataFrame = store.get_historical_features(
+                entity_df=entity_frame.assign(event_timestamp=moments), features=features
+            ).to_df()
+        return joined
+
+    def close(self) -> None:
+        """Drop the registry that was read, and its connections; the next use reads it anew."""
+        store = self.__dict__.pop("_store", None)
+        if store is not None:
+            store.registry.write_engine.dispose()
+
+    @cached_property
+    def _store(self) -> FeatureStore:
+        return FeatureStore(config=self._config)
+
+    @contextmanager
+    def _opened(self) -> Iterator[FeatureStore]:
+        with _naming_who_is_away():
+            try:
+                yield self._store
+            except FeastObjectNotFoundException:
+                # Read before any process had applied the definitions.
+                self.close()
+                raise Unavailable("the feature store's registry") from None
+
+
+def _arm_key(decision_point: str, model: str) -> str:
+    return f"{decision_point}/{model}"
+
+
+def _rows(
+    decision_point: str, values: Mapping[str, ArmFeatures], at_s: float
+) -> list[tuple[Any, ...]]:
+    """One row a model, in the order of `_COLUMNS`."""
+    at, now = datetime.fromtimestamp(at_s, UTC), datetime.now(UTC)
+    return [
+        (_arm_key(decision_point, model), at, now, *asdict(features).values())
+        for model, features in values.items()
+    ]
+
+
+@contextmanager
+def _naming_who_is_away() -> Iterator[None]:
+    try:
+        yield
+    except (ValkeyConnectionError, ValkeyTimeoutError) as error:
+        raise Unavailable("Valkey") from error
+    except (
+        psycopg.OperationalError,
+        psycopg.InterfaceError,
+        OperationalError,
+        InterfaceError,
+    ) as error:
+        raise Unavailable("PostgreSQL") from error

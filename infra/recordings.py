@@ -1,0 +1,103 @@
+"""Recorded outcomes from files, and from the set inside the wheel ``paretobandit``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from optimizer.errors import InvalidRecording
+from optimizer.replay import RecordedOutcomes
+
+__all__ = ["PARETOBANDIT", "load_recording"]
+
+PARETOBANDIT = "paretobandit"
+_FOLDS = ("val", "test_holdout")
+_NUMBERS = ("quality", "cost_usd", "latency_s")
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".parquet": pd.read_parquet,
+    ".csv": pd.read_csv,
+    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype={"request_id": str}),
+}
+
+
+def load_recording(name_or_path: str) -> RecordedOutcomes:
+    """Read recorded outcomes, one row for each (request, model).
+
+    Parameters
+    ----------
+    name_or_path
+        ``paretobandit``, or a ``.parquet``, ``.csv`` or ``.jsonl`` file with the columns
+        ``request_id, prompt, task, model, quality, cost_usd`` and, if known, ``latency_s``.
+
+    Raises
+    ------
+    InvalidRecording
+        Naming the file, and the column or the row that is wrong.
+    """
+    frame = _paretobandit() if name_or_path == PARETOBANDIT else _read(Path(name_or_path))
+    for column in _NUMBERS:
+        if column in frame:
+            frame[column] = _numbers(name_or_path, frame[column])
+    try:
+        return RecordedOutcomes.from_frame(frame)
+    except InvalidRecording as error:
+        raise InvalidRecording(
+            f"{name_or_path}: {error.field}", error.value, error.remedy
+        ) from None
+
+
+def _read(path: Path) -> pd.DataFrame:
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise InvalidRecording(
+            "file", str(path), f"a {', '.join(_READERS)} file, or the name {PARETOBANDIT}"
+        )
+    if not path.is_file():
+        raise InvalidRecording("file", str(path), "there is no such file")
+    try:
+        return reader(path)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidRecording("file", str(path), f"it cannot be read: {reason}") from error
+
+
+def _numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:
+    numbers = pd.to_numeric(column, errors="coerce")
+    wrong = numbers.isna() & column.notna()
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise InvalidRecording(
+            f"{name}: {column.name}, row {row + 1}", column.iloc[row], "a number is needed"
+        )
+    return numbers.astype(float)
+
+
+def _paretobandit() -> pd.DataFrame:
+    """The two folds of the wheel as one long table; none of its code is run."""
+    spec = find_spec("pareto_bandit")
+    if spec is None or not spec.submodule_search_locations:
+        raise InvalidRecording(
+            "file", PARETOBANDIT, "the package paretobandit is not installed: run `make setup`"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "examples"
+    return pd.DataFrame([row for fold in _FOLDS for row in _fold_rows(folder / f"{fold}.jsonl")])
+
+
+def _fold_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            record = json.loads(line)
+            for model, outcome in record["arms"].items():
+                yield {
+                    "request_id": f"{path.stem}-{number}",
+                    "prompt": record["prompt"],
+                    "task": record["source"].partition("/")[0],
+                    "model": model,
+                    "quality": outcome["reward"],
+                    "cost_usd": outcome["cost"],
+                }

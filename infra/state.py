@@ -1,0 +1,105 @@
+"""What is running: the file ``stack.json`` in the home folder, and the lock beside it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+__all__ = ["PartState", "StackState", "StateFile"]
+
+_TRIES = 5
+_PAUSE_S = 0.05
+
+
+@dataclass(frozen=True)
+class PartState:
+    """One part as the supervisor sees it; ``pid`` is None for the user's own server."""
+
+    address: str
+    pid: int | None
+    ready: bool
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class StackState:
+    """A stack: its id (the mark of its processes), its supervisor and its parts."""
+
+    stack_id: str
+    supervisor: int
+    ready: bool = False
+    complete: bool = False
+    parts: dict[str, PartState] = field(default_factory=dict)
+
+
+class StateFile:
+    """Reads and writes the state; the supervisor holds the lock for as long as it lives.
+
+    The lock ends with its process however that ends, so it is what says whether a stack runs; a
+    state file without a held lock is what a killed supervisor left.
+
+    Parameters
+    ----------
+    folder
+        The home folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "stack.json"
+        self._lock_file = folder / "stack.lock"
+        self._lock: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock for this process; False where a supervisor holds it."""
+        lock = self._lock_file.open("w")
+        for _ in range(_TRIES):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_PAUSE_S)  # it may be a short look by `held`
+            else:
+                self._lock = lock
+                return True
+        lock.close()
+        return False
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def held(self) -> bool:
+        """Whether a supervisor, in this process or another, holds the lock."""
+        try:
+            with self._lock_file.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def write(self, state: StackState) -> None:
+        """Replace the state as a whole."""
+        draft = self._file.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(asdict(state), indent=1))
+        draft.replace(self._file)
+
+    def read(self) -> StackState | None:
+        """The state, or None where there is none (an unreadable one counts as none)."""
+        try:
+            content = json.loads(self._file.read_text())
+            parts = {name: PartState(**part) for name, part in content.pop("parts").items()}
+            return StackState(**content, parts=parts)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def remove(self) -> None:
+        """Forget the state; an orderly stop leaves none."""
+        self._file.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Reports as MLflow runs: files for people, figures that can be compared over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from registry.tracking import connect, experiment_id, reaching
+
+__all__ = ["log_report"]
+
+
+def log_report(
+    address: str,
+    experiment: str,
+    files: Sequence[Path],
+    metrics: Mapping[str, float],
+    parameters: Mapping[str, str | float],
+    run_name: str,
+) -> str:
+    """Store a report as one run.
+
+    Parameters
+    ----------
+    address
+        URL of the MLflow server.
+    experiment
+        Name of the experiment; made where there is none.
+    files
+        Files to keep, by their names.
+    metrics, parameters
+        Figures, and what they were made with.
+    run_name
+        Name of the run, for people.
+
+    Returns
+    -------
+    URL of the run in MLflow's pages.
+
+    Raises
+    ------
+    Unavailable
+        If MLflow is away.
+    """
+    client = connect(address)
+    with reaching():
+        experiment_of_report = experiment_id(client, experiment)
+        run_id = client.create_run(experiment_of_report, run_name=run_name).info.run_id
+        for name, value in parameters.items():
+            client.log_param(run_id, name, value)
+        for name, figure in metrics.items():
+            client.log_metric(run_id, name, figure)
+        for file in files:
+            client.log_artifact(run_id, str(file))
+        client.set_terminated(run_id)
+    return f"{address.rstrip('/')}/#/experiments/{experiment_of_report}/runs/{run_id}"

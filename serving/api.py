@@ -1,0 +1,292 @@
+"""The HTTP contract as one ASGI application: a table of routes, served at both doors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from optimizer.errors import InvalidInput, LlmoptError, TooLarge, Unavailable, UnknownName
+from optimizer.records import Outcome
+from serving.ledger import RewardEvent
+from serving.openapi import document, page
+from serving.problems import invalid_body, problem, shorten
+from serving.replica_state import ReplicaState
+from serving.schema import BatchBody, DecisionBody, RewardBody, RewardResponse, read_context
+
+__all__ = ["Api", "Response"]
+
+_LOG = logging.getLogger(__name__)
+_SINGLE_LIMIT = 1 << 20
+_BATCH_LIMIT = 8 << 20
+_JSON = b"application/json"
+_PROBLEM = b"application/problem+json"
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Status, body and type of an answer."""
+
+    status: int
+    body: bytes
+    content_type: bytes = _JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+Handler = Callable[[bytes, str], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    method: str
+    path: str
+    handler: Handler
+    limit: int = 0
+
+
+class Api:
+    """Routes, bodies, errors.
+
+    Parameters
+    ----------
+    state
+        Everything a replica holds.
+    """
+
+    def __init__(self, state: ReplicaState) -> None:
+        self._state = state
+        self._decide_body = msgspec.json.Decoder(DecisionBody)
+        self._reward_body = msgspec.json.Decoder(RewardBody)
+        self._batch_body = msgspec.json.Decoder(BatchBody)
+        routes = (
+            _Route("POST", "/v1/decisions", self._decide, _SINGLE_LIMIT),
+            _Route("POST", "/v1/rewards", self._reward, _SINGLE_LIMIT),
+            _Route("POST", "/v1/decisions/batch", self._decide_batch, _BATCH_LIMIT),
+            _Route("POST", "/v1/rewards/batch", self._reward_batch, _BATCH_LIMIT),
+            _Route("GET", "/v1/decision-points", self._points),
+            _Route("GET", "/v1/decision-points/{name}", self._point),
+            _Route("GET", "/healthz", self._healthz),
+            _Route("GET", "/readyz", self._readyz),
+            _Route("GET", "/metrics", self._metrics),
+            _Route("GET", "/openapi.json", self._openapi),
+            _Route("GET", "/docs", self._docs),
+        )
+        self.routes = {(route.method, route.path): route for route in routes}
+        self._paths = {route.path for route in routes}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await _lifespan(scope, receive, send)
+            return
+        method, path = scope["method"], scope["path"]
+        route = self.routes.get((method, path))
+        argument = ""
+        if route is None:
+            route, argument = self._cold_route(method, path)
+        name = path if route is None else route.path
+        try:
+            if route is None:
+                response = self._no_route(method, path)
+            else:
+                response = await route.handler(await _body(receive, route.limit), argument)
+        except LlmoptError as error:
+            response = _refused(error)
+        except Exception:
+            _LOG.exception("%s %s failed", method, path)
+            response = _refused(LlmoptError("an internal error; the replica's log says more"))
+        self._state.metrics.requests[name if route else "(unknown)", response.status] += 1
+        await send(
+            {
+                "type": "http.response.start",
+                "status": response.status,
+                "headers": [
+                    (b"content-type", response.content_type),
+                    (b"content-length", b"%d" % len(response.body)),
+                    *response.headers,
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": response.body})
+
+    def _cold_route(self, method: str, path: str) -> tuple[_Route | None, str]:
+        head, _, name = path.rpartition("/")
+        if head == "/v1/decision-points" and name:
+            return self.routes.get((method, "/v1/decision-points/{name}")), name
+        return None, ""
+
+    def _no_route(self, method: str, path: str) -> Response:
+        known = path in self._paths or path.startswith("/v1/decision-points/")
+        allowed = [route.method for route in self.routes.values() if route.path == path]
+        status, title = (405, "Method not allowed") if known else (404, "Not found")
+        detail = (
+            f"{method} is not for {path}; use {', '.join(allowed) or 'GET'}"
+            if known
+            else f"no such path; see /docs for those there are: {', '.join(sorted(self._paths))}"
+        )
+        content = {
+            "type": "about:blank",
+            "title": title,
+            "status": status,
+            "detail": detail,
+            "field": "method" if known else "path",
+            "value": method if known else shorten(path),
+        }
+        return Response(status, msgspec.json.encode(content), _PROBLEM)
+
+    def _decision(self, body: bytes) -> bytes:
+        started = perf_counter()
+        try:
+            request = self._decide_body.decode(body)
+        except msgspec.MsgspecError as error:
+            raise invalid_body(error, body) from None
+        try:
+            context = read_context(request.context)
+        except msgspec.ValidationError as error:
+            raise invalid_body(error, body, "context") from None
+        live = self._state.points.get(request.decision_point)
+        if live is None:
+            raise self._unknown_point(request.decision_point)
+        answer = live.decide(context, request.unit_id, request.candidates)
+        self._state.metrics.decided(perf_counter() - started)
+        return answer
+
+    async def _decide(self, body: bytes, argument: str) -> Response:
+        return Response(200, self._decision(body))
+
+    async def _decide_batch(self, body: bytes, argument: str) -> Response:
+        answers = []
+        for item in self._items(body):
+            try:
+                answers.append(self._decision(item))
+            except LlmoptError as error:
+                answers.append(msgspec.json.encode(problem(error)[1]))
+        return Response(200, b'{"items":[%s]}' % b",".join(answers))
+
+    def _event(self, body: bytes) -> RewardEvent:
+        try:
+            request = self._reward_body.decode(body)
+        except msgspec.MsgspecError as error:
+            raise invalid_body(error, body) from None
+        outcome = Outcome(request.quality, request.cost_usd, request.latency_s, request.feedback)
+        empty = outcome == Outcome()
+        if request.retract and not empty:
+            raise InvalidInput("retract", True, "a retraction has no values; leave them out")
+        if empty and not request.retract:
+            raise InvalidInput(
+                "quality", None, "give one of quality, cost_usd, latency_s, feedback, or retract"
+            )
+        raw, decision = self._state.signer.verify(request.decision_id)
+        if decision.decision_point not in self._state.points:
+            raise self._unknown_point(decision.decision_point)
+        return RewardEvent(
+            decision.decision_point,
+            decision.decision_id,
+            request.event_id or "",
+            outcome,
+            request.retract,
+            raw,
+        )
+
+    async def _reward(self, body: bytes, argument: str) -> Response:
+        (duplicate,) = await self._state.rewards.store([self._event(body)])
+        return Response(202, msgspec.json.encode(RewardResponse(True, duplicate)))
+
+    async def _reward_batch(self, body: bytes, argument: str) -> Response:
+        answers: list[Any] = []
+        events: list[RewardEvent] = []
+        places: list[int] = []
+        for place, item in enumerate(self._items(body)):
+            try:
+                events.append(self._event(item))
+                places.append(place)
+                answers.append(None)
+            except LlmoptError as error:
+                answers.append(problem(error)[1])
+        if events:
+            duplicates = await self._state.rewards.store(events)
+            for place, duplicate in zip(places, duplicates, strict=True):
+                answers[place] = RewardResponse(True, duplicate)
+        return Response(202, msgspec.json.encode({"items": answers}))
+
+    def _items(self, body: bytes) -> list[bytes]:
+        try:
+            return [bytes(item) for item in self._batch_body.decode(body).items]
+        except msgspec.MsgspecError as error:
+            raise invalid_body(error, body) from None
+
+    def _unknown_point(self, name: str) -> UnknownName:
+        return UnknownName("decision_point", name, f"one of {sorted(self._state.points)}")
+
+    async def _points(self, body: bytes, argument: str) -> Response:
+        points = [self._state.summary(name) for name in self._state.points]
+        return Response(200, msgspec.json.encode({"decision_points": points}))
+
+    async def _point(self, body: bytes, argument: str) -> Response:
+        if argument not in self._state.points:
+            raise self._unknown_point(argument)
+        details = await asyncio.to_thread(self._state.details, argument)
+        return Response(200, msgspec.json.encode(details))
+
+    async def _healthz(self, body: bytes, argument: str) -> Response:
+        return Response(200, b'{"status":"alive"}')
+
+    async def _readyz(self, body: bytes, argument: str) -> Response:
+        waiting = self._state.waiting_for()
+        if waiting:
+            raise Unavailable(f"the first snapshot of {', '.join(waiting)}")
+        return Response(200, b'{"status":"ready"}')
+
+    async def _metrics(self, body: bytes, argument: str) -> Response:
+        return Response(200, self._state.metrics.render(), b"text/plain; version=0.0.4")
+
+    async def _openapi(self, body: bytes, argument: str) -> Response:
+        return Response(200, msgspec.json.encode(document()))
+
+    async def _docs(self, body: bytes, argument: str) -> Response:
+        return Response(200, page().encode(), b"text/html; charset=utf-8")
+
+
+async def _body(receive: Receive, limit: int) -> bytes:
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False) and len(body) <= limit:
+        return body
+    chunks = [body]
+    size = len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+    if size > limit:
+        raise TooLarge("body", f"{size} bytes", f"at most {limit} bytes")
+    return b"".join(chunks)
+
+
+def _refused(error: LlmoptError) -> Response:
+    status, content = problem(error)
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if isinstance(error, Unavailable):
+        headers = ((b"retry-after", b"%d" % error.retry_after_s),)
+    return Response(status, msgspec.json.encode(content), _PROBLEM, headers)
+
+
+async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "lifespan":
+        return
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

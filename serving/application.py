@@ -1,0 +1,133 @@
+"""The Ray Serve application: replicas that decide, and the learner."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import msgspec
+import uvicorn
+from ray import serve
+
+from optimizer.settings import Settings
+from serving.api import Api
+from serving.learning import Learning
+from serving.replica_state import ReplicaState
+
+__all__ = ["build"]
+
+_LOG = logging.getLogger(__name__)
+_LISTEN_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+_MAX_ONGOING = 2000
+
+
+def _fast_lane_socket(host: str, port: int) -> socket.socket:
+    """A listening socket that several replicas of a node share; the kernel spreads connections."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    listener.listen(_LISTEN_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+@serve.deployment(
+    name="decide",
+    max_ongoing_requests=_MAX_ONGOING,
+    health_check_period_s=2,
+    health_check_timeout_s=10,
+    graceful_shutdown_wait_loop_s=0.1,
+    graceful_shutdown_timeout_s=3,
+    ray_actor_options={"num_cpus": 0},
+)
+@serve.ingress()
+class Replica:
+    """Serves the HTTP contract at Ray's ingress, and at the fast lane from the same process.
+
+    Parameters
+    ----------
+    settings
+        `Settings` as JSON.
+    """
+
+    async def __init__(self, settings: str) -> None:  # type: ignore[misc]  # Ray awaits it
+        logging.basicConfig(level=logging.INFO)
+        content = Settings.model_validate_json(settings)
+        self._state = await asyncio.to_thread(ReplicaState, content)
+        self._api = Api(self._state)
+        config = uvicorn.Config(
+            self._api,
+            loop="none",
+            http="httptools",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+        )
+        self._server = uvicorn.Server(config)
+        listener = _fast_lane_socket(content.host, content.ports.fast_lane)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The ASGI application that Ray's ingress serves."""
+        return self._api
+
+    async def check_health(self) -> None:
+        """Fail, so that Ray replaces this replica, if the fast lane has stopped."""
+        if self._serving.done():
+            raise RuntimeError("the fast lane has stopped")
+
+    async def __del__(self) -> None:
+        self._server.should_exit = True
+        await asyncio.to_thread(self._state.close)
+
+
+@serve.deployment(
+    name="learn",
+    num_replicas=1,
+    health_check_period_s=1,
+    health_check_timeout_s=10,
+    graceful_shutdown_wait_loop_s=0.1,
+    graceful_shutdown_timeout_s=12,
+    ray_actor_options={"num_cpus": 0},
+)
+class LearnerReplica:
+    """Hosts the learner of every decision point.
+
+    Parameters
+    ----------
+    settings
+        `Settings` as JSON.
+    """
+
+    def __init__(self, settings: str) -> None:
+        logging.basicConfig(level=logging.INFO)
+        self._learning = Learning(Settings.model_validate_json(settings))
+        self._learning.start()
+
+    def check_health(self) -> None:
+        """Fail, so that Ray starts a new learner, if a thread has died."""
+        dead = self._learning.dead()
+        if dead:
+            raise RuntimeError(f"no learner for {', '.join(dead)}")
+
+    def __del__(self) -> None:
+        self._learning.close()
+
+
+def build(settings: Settings) -> list[serve.RunTarget]:
+    """What Ray Serve runs: the application that decides and the one that learns."""
+    content = settings.model_dump(mode="json")
+    content["token_keys"] = [key.get_secret_value() for key in settings.token_keys]
+    text = msgspec.json.encode(content).decode()
+    replica = Replica.options(num_replicas=settings.replicas).bind(text)  # type: ignore[attr-defined]
+    learner = LearnerReplica.bind(text)  # type: ignore[attr-defined]
+    return [
+        serve.RunTarget(learner, name="learner", route_prefix=None),
+        serve.RunTarget(replica, name="decisions", route_prefix="/"),
+    ]

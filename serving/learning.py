@@ -1,0 +1,161 @@
+"""What runs in the learner's process: a learner for each decision point, and what follows from it.
+
+Besides learning, the arms' recent statistics go to the feature store and checkpoints go to the
+registry, each from a thread of its own, so that neither Feast nor MLflow can hold learning up.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+
+from feature_repo.embedding import Embedder
+from optimizer.errors import Unavailable
+from optimizer.settings import DecisionPoint, Settings
+from registry.description import PolicyDescription
+from registry.versions import PolicyRegistry
+from serving.learner import Checkpoint, Learner
+from serving.live_point import make_encoder
+
+__all__ = ["Learning"]
+
+_LOG = logging.getLogger(__name__)
+_PUSH_EVERY_S = 0.25
+_LOG_EVERY_S = 10.0
+_REGISTRY_RETRY_S = 5.0
+
+_Version = tuple[DecisionPoint, bytes, int]
+
+
+class Learning:
+    """All learners of one process.
+
+    Parameters
+    ----------
+    settings
+        Of the whole platform.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._embedder = Embedder()
+        self._versions: queue.Queue[_Version] = queue.Queue()
+        self._stop = threading.Event()
+        self._learners = {
+            point.name: Learner(
+                settings, point, self._embedder, self._offer_version, self._champion
+            )
+            for point in settings.decision_points
+        }
+        self._threads = [
+            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
+            for work in (self._push_statistics, self._register_versions)
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for learner in self._learners.values():
+            learner.start()
+        for thread in self._threads:
+            thread.start()
+
+    def dead(self) -> list[str]:
+        """Decision points whose learner has stopped."""
+        return [name for name, learner in self._learners.items() if not learner.alive()]
+
+    def close(self) -> None:
+        """Checkpoint and stop."""
+        self._stop.set()
+        for learner in self._learners.values():
+            learner.close()
+
+    def _offer_version(self, point: DecisionPoint, state: bytes, position: int) -> None:
+        self._versions.put((point, state, position))
+
+    def _champion(self, name: str, lineage: str) -> Checkpoint | None:
+        """The registered champion, for a start without a checkpoint in PostgreSQL."""
+        try:
+            champion = PolicyRegistry(self._settings.mlflow_address).champion(name)
+        except Unavailable as error:
+            _LOG.warning("%s: starts without the registry: %s", name, error)
+            return None
+        if champion is None or champion.lineage != lineage:
+            return None
+        return champion.position, champion.state
+
+    def _register_versions(self) -> None:
+        """Register the newest version of each decision point; keep trying while MLflow is away."""
+        registry: PolicyRegistry | None = None
+        waiting: dict[str, _Version] = {}
+        while not self._stop.is_set():
+            try:
+                version = self._versions.get(timeout=_REGISTRY_RETRY_S if waiting else 1.0)
+                waiting[version[0].name] = version
+                continue
+            except queue.Empty:
+                pass
+            for name, (point, state, position) in list(waiting.items()):
+                try:
+                    registry = registry or PolicyRegistry(self._settings.mlflow_address)
+                    self._register(registry, point, state, position)
+                    del waiting[name]
+                except Unavailable as error:
+                    _LOG.info("%s: version %d waits: %s", name, position, error)
+                except Exception:
+                    _LOG.exception("%s: version %d is not registered", name, position)
+                    del waiting[name]
+
+    def _register(
+        self, registry: PolicyRegistry, point: DecisionPoint, state: bytes, position: int
+    ) -> None:
+        learner = self._learners[point.name]
+        with learner.statistics_lock:
+            recent = learner.statistics.values(time.time())
+        encoder = make_encoder(point, self._embedder)
+        metrics = {"learned": float(position)}
+        for model, features in recent.items():
+            for name in ("quality", "cost_usd", "latency_s", "count"):
+                value = getattr(features, name)
+                if value is not None:
+                    metrics[f"recent_{name}/{model}"] = value
+        registry.publish(
+            PolicyDescription(
+                decision_point=point,
+                feature_names=encoder.names,
+                schema_id=encoder.schema_id,
+            ),
+            state,
+            position=position,
+            metrics=metrics,
+            kept=self._settings.learner.versions_kept,
+        )
+
+    def _push_statistics(self) -> None:
+        from feature_repo.store import FeatureStoreClient  # Feast takes seconds to import
+
+        store: FeatureStoreClient | None = None
+        logged_at = 0.0
+        while not self._stop.wait(_PUSH_EVERY_S):
+            try:
+                if store is None:
+                    store = FeatureStoreClient(self._settings)
+                    store.apply()
+                now = time.time()
+                for name, learner in self._learners.items():
+                    with learner.statistics_lock:
+                        values = learner.statistics.values(now)
+                    if not values:
+                        continue
+                    store.push(name, values, now)
+                    if now - logged_at >= _LOG_EVERY_S:
+                        store.log(name, values, now)
+                if now - logged_at >= _LOG_EVERY_S:
+                    logged_at = now
+            except Unavailable as error:
+                _LOG.warning("arm statistics wait: %s", error)
+                self._stop.wait(1.0)
+            except Exception:
+                _LOG.exception("arm statistics could not be pushed")
+                self._stop.wait(5.0)

@@ -1,0 +1,210 @@
+"""Everything a replica holds in memory, and the background work that keeps it fresh."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import psycopg
+
+from feature_repo.aggregates import ArmFeatures
+from feature_repo.embedding import Embedder
+from optimizer.errors import Unavailable
+from optimizer.settings import Settings
+from serving import ledger
+from serving.decision_log import DecisionLog
+from serving.live_point import LivePoint
+from serving.metrics import ReplicaMetrics
+from serving.reward_writer import RewardWriter, connect
+from serving.snapshots import SnapshotStore
+from serving.tokens import TokenSigner
+
+__all__ = ["ReplicaState"]
+
+_LOG = logging.getLogger(__name__)
+_POLL_S = 0.5
+_STATISTICS_EVERY_S = 0.5
+_STATISTICS_LAST_S = 3600.0
+_FIRST_SNAPSHOT_WAIT_S = 20.0
+_SET_ASIDE_COUNT = 20.0
+
+
+class ReplicaState:
+    """The decision points, the writers, and their threads.
+
+    Parameters
+    ----------
+    settings
+        Of the whole platform.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.signer = TokenSigner([key.get_secret_value() for key in settings.token_keys])
+        self.rewards = RewardWriter(settings.postgres_dsn())
+        self.log = DecisionLog(settings.postgres_dsn())
+        embedder = Embedder()
+        self.points = {
+            point.name: LivePoint(point, embedder, self.signer, self.log.append)
+            for point in settings.decision_points
+        }
+        self.statistics: dict[str, dict[str, ArmFeatures]] = {name: {} for name in self.points}
+        self._statistics_at = 0.0
+        self._started_at = time.monotonic()
+        self._snapshots = SnapshotStore(settings.valkey_address)
+        self._stop = threading.Event()
+        self.metrics = ReplicaMetrics(
+            self.points.values(),
+            {
+                "rewards_waiting": ("Reward requests not stored yet", self.rewards.waiting),
+                "log_waiting": ("Decisions not logged yet", self.log.waiting),
+                "log_dropped": ("Decisions the log lost", self._dropped),
+                "feature_age_seconds": ("Age of the arm statistics", self.feature_age_s),
+            },
+        )
+        self._take_newest()
+        for work in (self._follow_snapshots, self._follow_statistics):
+            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+
+    def close(self) -> None:
+        """Store and log what is waiting."""
+        self._stop.set()
+        self.rewards.close()
+        self.log.close()
+
+    def waiting_for(self) -> list[str]:
+        """Decision points without a policy, for as long as one can still be expected."""
+        if time.monotonic() - self._started_at > _FIRST_SNAPSHOT_WAIT_S:
+            return []
+        return [name for name, live in self.points.items() if live.policy is None]
+
+    def feature_age_s(self) -> float:
+        """Seconds since the arm statistics were read from the feature store."""
+        return time.time() - self._statistics_at if self._statistics_at else float("inf")
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """What this replica alone knows of a decision point."""
+        live = self.points[name]
+        return {
+            "name": name,
+            "models": [arm.model for arm in live.point.arms],
+            "policy": live.point.policy.name,
+            "policy_version": live.snapshot.position if live.snapshot else None,
+        }
+
+    def details(self, name: str) -> dict[str, Any]:
+        """Arms, plan, versions, recent reward and counts; reads PostgreSQL and Valkey.
+
+        Raises
+        ------
+        Unavailable
+            If PostgreSQL is away.
+        """
+        live = self.points[name]
+        point = live.point
+        try:
+            with connect(self._settings.postgres_dsn()) as connection:
+                ledger.create_tables(connection)
+                rewards = ledger.head(connection, name)
+                row = connection.execute(
+                    "SELECT decisions FROM decision_counts WHERE decision_point = %s", (name,)
+                ).fetchone()
+                recent = ledger.recent_outcomes(connection, name, 1000)
+        except psycopg.Error as error:
+            raise Unavailable("PostgreSQL") from error
+        newest = None
+        try:
+            newest = self._snapshots.newest(name)
+        except Unavailable as error:
+            _LOG.warning("%s", error)
+        newest = newest or live.snapshot
+        known = [
+            reward
+            for outcome in recent
+            if (reward := point.objective().reward(outcome)) is not None
+        ]
+        return {
+            **self.summary(name),
+            "arms": [
+                {
+                    "model": arm.model,
+                    "parameters": arm.parameters,
+                    "prompt_variant": arm.prompt_variant,
+                    "set_aside": index in live.set_aside,
+                    "recent": self.statistics[name].get(arm.model),
+                }
+                for index, arm in enumerate(point.arms)
+            ],
+            "weights": point.weights.model_dump(),
+            "plan": {
+                "champion": {
+                    "policy_version": live.snapshot.position if live.snapshot else None,
+                    "share": 1.0 - point.control_share,
+                },
+                "control": {"share": point.control_share},
+            },
+            "decisions": row[0] if row else 0,
+            "rewards": rewards,
+            "learned": newest.position if newest else 0,
+            "recent_reward": {
+                "mean": sum(known) / len(known) if known else None,
+                "decisions": len(known),
+                "incomplete": len(recent) - len(known),
+            },
+            "learner": {"pid": newest.learner_pid, "at": newest.published_at} if newest else None,
+        }
+
+    def _dropped(self) -> float:
+        return self.log.dropped(sum(sum(live.counts) for live in self.points.values()))
+
+    def _take_newest(self) -> None:
+        for name, live in self.points.items():
+            try:
+                snapshot = self._snapshots.newest(name)
+            except Unavailable as error:
+                _LOG.warning("no snapshot of %s for now: %s", name, error)
+                return
+            if snapshot is not None:
+                live.take(snapshot)
+
+    def _follow_snapshots(self) -> None:
+        """Swap in snapshots as they come; look for missed ones when none is announced."""
+        for _ in self._snapshots.changes(_POLL_S):
+            if self._stop.is_set():
+                return
+            self._take_newest()
+
+    def _follow_statistics(self) -> None:
+        """Read the arms' recent statistics; after an hour without them, forget them."""
+        from feature_repo.store import FeatureStoreClient  # Feast takes seconds to import
+
+        store: FeatureStoreClient | None = None
+        while not self._stop.wait(_STATISTICS_EVERY_S):
+            try:
+                store = store or FeatureStoreClient(self._settings)
+                for name, live in self.points.items():
+                    models = [arm.model for arm in live.point.arms]
+                    self._use_statistics(name, store.read(name, models))
+                self._statistics_at = time.time()
+            except Unavailable as error:
+                _LOG.warning("arm statistics are %.0f s old: %s", self.feature_age_s(), error)
+            except Exception:
+                _LOG.exception("arm statistics could not be read")
+            if self.feature_age_s() > _STATISTICS_LAST_S:
+                for name in self.points:
+                    self._use_statistics(name, {})
+
+    def _use_statistics(self, name: str, statistics: dict[str, ArmFeatures]) -> None:
+        live = self.points[name]
+        limit = live.point.guardrails.error_rate
+        self.statistics[name] = statistics
+        live.set_aside = tuple(
+            index
+            for index, arm in enumerate(live.point.arms)
+            if (recent := statistics.get(arm.model)) is not None
+            and recent.count >= _SET_ASIDE_COUNT
+            and recent.error_rate is not None
+            and recent.error_rate > limit
+        )

@@ -1,0 +1,162 @@
+"""Signed decision tokens: all that learning needs to know about a decision, carried by the caller.
+
+A reward is joined to its decision by the token alone, so there is no join state to keep, any
+replica can take the reward, and it may come after any delay.
+
+Layout before base64url, big-endian: format (1 byte), role (1), decision id (16), time in Unix
+seconds (8, float), arm id (8), propensity (8, float), policy version (8), feature schema (4),
+length of the name (1), number of features (2), name, features (2 bytes each, little-endian
+float16), and the first 16 bytes of an HMAC-SHA256 over everything before.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optimizer.errors import InvalidSettings, InvalidToken
+
+__all__ = ["CHAMPION", "CONTROL", "FALLBACK", "ROLES", "Decision", "TokenSigner"]
+
+CHAMPION, CONTROL, FALLBACK = 0, 1, 2
+ROLES = ("champion", "control", "fallback")
+"""Who decided: the policy, the uniform control, or the static rule (which does not teach)."""
+
+_HEADER = struct.Struct(">BB16sd8sdQIBH")
+_FORMAT = 1
+_MAC_BYTES = 16
+_MINIMUM_KEY_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a token says.
+
+    Attributes
+    ----------
+    role
+        Index into `ROLES`.
+    decision_id
+        16 random bytes.
+    decided_at
+        Unix time in seconds.
+    propensity
+        In (0, 1]: the probability with which the arm was drawn.
+    policy_version
+        Position in the ledger up to which the policy had learned.
+    schema_id
+        Names the layout of the features.
+    features
+        Little-endian float16.
+    """
+
+    role: int
+    decision_id: bytes
+    decided_at: float
+    arm_id: bytes
+    propensity: float
+    policy_version: int
+    schema_id: int
+    decision_point: str
+    features: bytes
+
+
+class TokenSigner:
+    """Makes and reads tokens.
+
+    Parameters
+    ----------
+    keys
+        Hexadecimal keys of at least 16 bytes; the first signs, all are accepted, so a key is
+        rotated by putting a new one in front and dropping the old one when its tokens are done.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        try:
+            self._keys = tuple(bytes.fromhex(key) for key in keys)
+        except ValueError:
+            raise InvalidSettings("token_keys: each key is written in hexadecimal") from None
+        if not self._keys or min(map(len, self._keys)) < _MINIMUM_KEY_BYTES:
+            raise InvalidSettings(
+                f"token_keys: at least one key, each of {_MINIMUM_KEY_BYTES} bytes or more"
+            )
+
+    def sign(self, decision: Decision) -> tuple[bytes, str]:
+        """The token as stored in the ledger (bytes) and as handed to the caller (base64url)."""
+        name = decision.decision_point.encode()
+        content = (
+            _HEADER.pack(
+                _FORMAT,
+                decision.role,
+                decision.decision_id,
+                decision.decided_at,
+                decision.arm_id,
+                decision.propensity,
+                decision.policy_version,
+                decision.schema_id,
+                len(name),
+                len(decision.features) // 2,
+            )
+            + name
+            + decision.features
+        )
+        raw = content + hmac.digest(self._keys[0], content, "sha256")[:_MAC_BYTES]
+        return raw, urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+    def verify(self, token: str) -> tuple[bytes, Decision]:
+        """The bytes and the content of a token this installation signed.
+
+        Raises
+        ------
+        InvalidToken
+            If it is truncated, forged, or signed with a key that is not among ours.
+        """
+        try:
+            raw = urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
+        except (ValueError, UnicodeEncodeError):
+            raise _refuse(token, "it is not base64url; send the decision_id unchanged") from None
+        if len(raw) < _HEADER.size + _MAC_BYTES:
+            raise _refuse(token, "it is truncated; send the whole decision_id")
+        content, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
+        if not any(
+            hmac.compare_digest(hmac.digest(key, content, "sha256")[:_MAC_BYTES], mac)
+            for key in self._keys
+        ):
+            raise _refuse(
+                token, "its signature is not ours: truncated, altered or from another installation"
+            )
+        return raw, parse(raw)
+
+
+def parse(raw: bytes) -> Decision:
+    """The content of token bytes whose signature was checked when they were stored.
+
+    Raises
+    ------
+    InvalidToken
+        If the format is one this version does not know.
+    """
+    header = _HEADER.unpack_from(raw)
+    format_, role, decision_id, decided_at, arm_id, propensity, version, schema, length, _ = header
+    if format_ != _FORMAT:
+        raise _refuse(raw.hex()[:16], f"its format is {format_}, this version reads {_FORMAT}")
+    name_end = _HEADER.size + length
+    return Decision(
+        role,
+        decision_id,
+        decided_at,
+        arm_id,
+        propensity,
+        version,
+        schema,
+        raw[_HEADER.size : name_end].decode(),
+        raw[name_end:-_MAC_BYTES],
+    )
+
+
+def _refuse(token: str, why: str) -> InvalidToken:
+    shown = token if len(token) <= 40 else token[:37] + "..."
+    return InvalidToken("decision_id", shown, why)
