@@ -18,7 +18,12 @@ __all__ = ["PROJECT", "SCHEMA", "offline_store", "online_store", "registry_url",
 PROJECT = "llmopt"
 SCHEMA = "feast"
 
-_TIMEOUT_S = 2
+_VALKEY_OPTIONS = {
+    "socket_timeout": 2,
+    "socket_connect_timeout": 2,
+    "retry": None,  # or an answer that Valkey is away takes ten seconds
+}
+_POSTGRES_PORT = "5432"
 _OFFLINE_KEYS = {
     "sslmode": "sslmode",
     "sslkey": "sslkey_path",
@@ -53,13 +58,12 @@ def registry_url(postgres_url: str) -> str:
     """SQLAlchemy's URL of the registry: only `SCHEMA` is searched, nothing of the user's."""
     parts = _postgres_parts(postgres_url)
     own_options = f"{parts.pop('options', '')} -csearch_path={SCHEMA}".strip()
-    port = parts.pop("port", None)
     url = URL.create(
         "postgresql+psycopg",
         username=parts.pop("user", None),
         password=parts.pop("password", None),
         host=parts.pop("host", None),
-        port=None if port is None else int(port),
+        port=int(parts.pop("port", _POSTGRES_PORT)),
         database=parts.pop("dbname", None),
         query={"connect_timeout": "5", **parts, "options": own_options},
     )
@@ -73,7 +77,7 @@ def offline_store(postgres_url: str) -> dict[str, object]:
     return {
         "type": "postgres",
         "host": parts.get("host", ""),
-        "port": int(parts.get("port", "5432")),
+        "port": int(parts.get("port", _POSTGRES_PORT)),
         "database": parts.get("dbname") or user,
         "db_schema": SCHEMA,
         "user": user,
@@ -93,8 +97,9 @@ def online_store(valkey_url: str) -> dict[str, object]:
 
     Examples
     --------
-    >>> online_store("rediss://:secret@cache:6380/1")["connection_string"]
-    'cache:6380,socket_timeout=2,socket_connect_timeout=2,password="secret",db=1,ssl=true'
+    >>> text = online_store("rediss://:secret@cache:6380/1")["connection_string"]
+    >>> text.split(",")[0], text.split(",")[-3:]
+    ('cache:6380', ['password="secret"', 'db=1', 'ssl=true'])
     """
     try:
         options = dict(parse_url(valkey_url))  # type: ignore[no-untyped-call]
@@ -110,7 +115,7 @@ def online_store(valkey_url: str) -> dict[str, object]:
     if issubclass(options.pop("connection_class", object), SSLConnection):
         options["ssl"] = True
     port = options.pop("port", 6379)
-    options = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, **options}
+    options = {**_VALKEY_OPTIONS, **options}
     # Feast splits at commas and reads each value as JSON, where a comma can be written in hex.
     given = [
         f"{name}={json.dumps(value)}".replace(",", "\\u002c") for name, value in options.items()
@@ -127,4 +132,8 @@ def _postgres_parts(postgres_url: str) -> dict[str, str]:
         found = psycopg.conninfo.conninfo_to_dict(postgres_url)
     except psycopg.ProgrammingError as error:
         raise InvalidSettings(f"postgres_url can't be read: {error}") from None
-    return {name: str(value) for name, value in found.items()}
+    parts = {name: str(value) for name, value in found.items()}
+    port = parts.get("port", _POSTGRES_PORT)
+    if not port.isdecimal():
+        raise InvalidSettings(f"postgres_url has the port {port!r}; Feast needs one number")
+    return parts

@@ -61,17 +61,20 @@ class WordVectors:
         with safe_open(str(weights), framework="np") as archive:
             part = archive.get_slice("embedding.weight")[:, :_DIMENSIONS]
         self._vectors = part.astype("float32")
+        self._nothing: Vector = self._vectors[0] * 0.0
         self._tokens: dict[str, list[int]] = {}
 
     def mean(self, text: str) -> Vector:
-        """Shape (64,), float32; zeros for a text without any token."""
+        """Shape (64,), float32; zeros for an empty text."""
+        if not text:
+            return self._nothing
         tokens: list[int] = []
         known = self._tokens
         for piece in _PIECE.findall(" " + _excerpt(text)):
             found = known.get(piece)
             tokens += self._tokenise(piece) if found is None else found
         mean: Vector = self._vectors.take(tokens, axis=0).sum(axis=0)
-        return mean / max(len(tokens), 1)
+        return mean / len(tokens)
 
     def _tokenise(self, piece: str) -> list[int]:
         # By the tokenizer's model, to which text that looks like a control token is plain text.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import pandas as pd
@@ -42,6 +42,7 @@ _REFERENCES = [f"{arm_statistics.name}:{name}" for name in _FEATURES]
 _COLUMNS = ("arm_key", "event_timestamp", "created_at", *_FEATURES)
 
 _CONNECT_TIMEOUT_S = 5
+_REGISTRY = "the feature store's registry"
 
 _APPLY_LOCK = 0x6C6C6D6F66737430
 """Any number that no other user of PostgreSQL's advisory locks in this database takes."""
@@ -67,7 +68,8 @@ class FeatureStoreClient:
     """Writes and reads the arms' recent statistics.
 
     Nothing is connected until it is needed. Every method raises `optimizer.errors.Unavailable`,
-    naming "PostgreSQL" or "Valkey", when that server can't be reached.
+    naming "PostgreSQL" or "Valkey", when that server can't be reached, or the registry, when no
+    process has called `apply` yet.
 
     Parameters
     ----------
@@ -78,6 +80,8 @@ class FeatureStoreClient:
     def __init__(self, settings: Settings) -> None:
         self._dsn = settings.postgres_dsn()
         self._config: RepoConfig = repo_config(self._dsn, settings.valkey_address)
+        self._store: FeatureStore | None = None
+        self._opening = Lock()
 
     def apply(self) -> None:
         """Create the table and register the definitions; safe to repeat, and from two processes."""
@@ -90,6 +94,7 @@ class FeatureStoreClient:
             connection.execute("SELECT pg_advisory_lock(%s)", [_APPLY_LOCK])
             connection.execute(_TABLE)
             self.close()
+            self._store = FeatureStore(config=self._config)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "On demand feature view is an experimental")
                 self._store.apply(OBJECTS)
@@ -166,23 +171,29 @@ class FeatureStoreClient:
 
     def close(self) -> None:
         """Drop the registry that was read, and its connections; the next use reads it anew."""
-        store = self.__dict__.pop("_store", None)
+        store, self._store = self._store, None
         if store is not None:
             store.registry.write_engine.dispose()
 
-    @cached_property
-    def _store(self) -> FeatureStore:
-        return FeatureStore(config=self._config)
-
     @contextmanager
     def _opened(self) -> Iterator[FeatureStore]:
+        with _naming_who_is_away(), self._opening:
+            store = self._store or self._connect()
+            self._store = store
         with _naming_who_is_away():
             try:
-                yield self._store
+                yield store
             except FeastObjectNotFoundException:
-                # Read before any process had applied the definitions.
+                # The registry was read while another process was still applying.
                 self.close()
-                raise Unavailable("the feature store's registry") from None
+                raise Unavailable(_REGISTRY) from None
+
+    def _connect(self) -> FeatureStore:
+        with psycopg.connect(self._dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection:
+            table = connection.execute("SELECT to_regclass(%s)", [f"{SCHEMA}.arm_statistics"])
+            if table.fetchone() == (None,):
+                raise Unavailable(_REGISTRY)
+        return FeatureStore(config=self._config)
 
 
 def _arm_key(decision_point: str, model: str) -> str:

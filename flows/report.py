@@ -26,11 +26,20 @@ __all__ = ["report"]
 EXPERIMENT = "reports"
 
 
+# Prefect overwrites a plain `description` with what it finds in a docstring of Google's form.
+Hours = Annotated[
+    int, Field(ge=1, le=8760, json_schema_extra={"description": "length of the span, in hours"})
+]
+
+
 @flow(name="report", timeout_seconds=1800)
-def report(
-    hours: Annotated[int, Field(ge=1, le=8760, description="length of the span, in hours")] = 1,
-) -> dict[str, str]:
+def report(hours: Hours = 1) -> dict[str, str]:
     """Report on the last hours of every decision point.
+
+    Parameters
+    ----------
+    hours
+        Length of the span, from 1 to 8760 (a year).
 
     Returns
     -------

@@ -38,7 +38,7 @@ def page(name: str, start: datetime, end: datetime, summary: ReportSummary) -> s
         ]
     if "control" not in summary.complete:
         lines += ["No control decision has a complete outcome: nothing to compare with.", ""]
-    lines += _markdown_table(table(summary))
+    lines += _markdown_table(table(summary)) or ["No decision has a complete outcome yet."]
     lines += [
         "",
         "Intervals hold at 95 %, however often they are looked at; none is given below "
@@ -70,6 +70,7 @@ def table(summary: ReportSummary) -> list[dict[str, Cell]]:
             "95 % interval of the saving": _interval(one.saving, percent=True),
         }
         for one in summary.comparisons
+        if one.treated is not None or one.control is not None
     ]
 
 
@@ -131,6 +132,8 @@ def _named(one: Comparison) -> dict[str, float | None]:
 
 
 def _markdown_table(rows: list[dict[str, Cell]]) -> list[str]:
+    if not rows:
+        return []
     names = list(rows[0])
     body = [[str(row[name]).replace("|", "\\|") for name in names] for row in rows]
     return [f"| {' | '.join(cells)} |" for cells in [names, ["---"] * len(names), *body]]

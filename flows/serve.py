@@ -6,16 +6,10 @@ Runs in the foreground until SIGTERM or Ctrl-C. Each run of a flow is a process 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from optimizer.settings import load_settings
 
-if TYPE_CHECKING:
-    from prefect.schedules import Schedule
-
 __all__ = ["main"]
-
-HOURLY = "0 * * * *"
 
 _QUIET = {
     "DO_NOT_TRACK": "true",
@@ -24,36 +18,21 @@ _QUIET = {
 }
 
 
-def main(report_schedule: Schedule | None = None) -> None:
+def main(report_every_s: float | None = None) -> None:
     """Serve until told to stop.
 
     Parameters
     ----------
-    report_schedule
-        When to report; hourly if None.
+    report_every_s
+        Seconds between reports, above 0; on the hour if None.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PREFECT_API_URL", load_settings().prefect_address)
     # Prefect reads its settings while it is imported, so they stand before.
-    from prefect import serve
-    from prefect.deployments.runner import RunnerDeployment
-    from prefect.schedules import Cron
-    from prefect.types.entrypoint import EntrypointType
+    from flows.runner import serve_flows
 
-    from flows.report import report
-
-    deployment = RunnerDeployment.from_flow(
-        report,
-        "report",
-        schedule=report_schedule or Cron(HOURLY, timezone="UTC"),
-        description="What each decision point did in the last hours, and what it saved.",
-        tags=["report"],
-        paused=False,  # a stop pauses it
-        concurrency_limit=1,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
-    serve(deployment, limit=1, print_starting_message=False)
+    serve_flows(report_every_s)
 
 
 if __name__ == "__main__":

@@ -128,5 +128,31 @@ def replay(
             print_json(result)
 
 
+@main.command()
+def demo(
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="How many; the whole recording if left out.")
+    ] = None,
+    rate: Annotated[float, typer.Option(min=1, help="At most so many requests a second.")] = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Send recorded prompts through the running platform, and watch it learn."""
+    with errors_shown(as_json):
+        from infra.demo import run_demo, summarise
+        from infra.demo_report import draw, show, watching
+        from infra.home import Home, find_settings
+
+        settings = find_settings()[0]
+        with watching() as on_sent:
+            run = run_demo(settings, requests, rate, on_sent)
+        result = summarise(run)
+        picture = Home(settings.home).picture
+        draw(run, result, picture)
+        result["picture"] = str(picture)
+        show(on_stderr(), run, result)
+        if as_json:
+            print_json(result)
+
+
 if __name__ == "__main__":
     main()

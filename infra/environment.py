@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from infra.home import Home
@@ -48,6 +49,7 @@ def stack_environment(
     return {
         **_SILENT,
         **_THREADS,
+        **_past_proxies(settings.host),
         "LLMOPT_HOME": str(home.folder),
         SETTINGS_VARIABLE: str(settings_file),
         "LLMOPT_TOKEN_KEYS": json.dumps(keys),
@@ -57,3 +59,11 @@ def stack_environment(
         "PYTHONUNBUFFERED": "1",
         STACK_MARK: stack_id,
     }
+
+
+def _past_proxies(host: str) -> dict[str, str]:
+    """Talk to our own parts directly, where the user has a proxy for the rest of the world."""
+    names = ("NO_PROXY", "no_proxy")
+    before = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    hosts = ",".join(filter(None, (before, "127.0.0.1", "localhost", host)))
+    return dict.fromkeys(names, hosts)

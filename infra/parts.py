@@ -19,6 +19,7 @@ from infra.ports import Port
 from infra.processes import PART_MARK
 from infra.servers import create_database, start_postgres, start_valkey
 from optimizer.settings import Settings
+from serving.run import READY_FILE
 
 __all__ = ["Endpoint", "Part", "make_parts"]
 
@@ -60,6 +61,8 @@ class Part:
         Starts the process; None where it is the user's own server, which is only checked.
     needs
         Parts that must be ready before, and that are stopped after.
+    may_start
+        False while starting it now would disturb another; asked for a minute at most.
     prepare
         Done once when the part first answers, before it counts as ready.
     more
@@ -77,6 +80,7 @@ class Part:
     endpoint: Endpoint
     start: Callable[[], Process] | None
     needs: tuple[str, ...] = ()
+    may_start: Callable[[], bool] = lambda: True
     prepare: Callable[[], None] = lambda: None
     more: tuple[Endpoint, ...] = ()
     ports: tuple[Port, ...] = ()
@@ -171,9 +175,15 @@ def _serving(settings: Settings, home: Home) -> Part:
         dashboard = _url(settings.host, ports.ray_dashboard)
         more.append(Endpoint("ray_dashboard", "Ray dashboard", dashboard, _answers(dashboard)))
         needed.append(Port(ports.ray_dashboard, "Ray's dashboard", "ray_dashboard"))
+
+    def start() -> Process:
+        # One that a killed serving left would start MLflow and Prefect too early.
+        (home.folder / READY_FILE).unlink(missing_ok=True)
+        return _python(home, "serving", ["serving.run"])
+
     return Part(
         Endpoint("serving", "fast lane", fast_lane, _answers(f"{fast_lane}/readyz")),
-        lambda: _python(home, "serving", ["serving.run"]),
+        start,
         needs=("postgres", "valkey"),
         more=tuple(more),
         ports=tuple(needed),
@@ -185,7 +195,10 @@ def _serving(settings: Settings, home: Home) -> Part:
 def _mlflow(settings: Settings, home: Home) -> Part:
     port, url = settings.ports.mlflow, settings.mlflow_address
     endpoint = Endpoint(
-        "mlflow", "MLflow", _without_password(url), _answers(f"{url.rstrip('/')}/health")
+        "mlflow",
+        "MLflow",
+        _without_password(url),
+        _answers(f"{url.rstrip('/')}/health", ours=settings.mlflow_url is None),
     )
     if settings.mlflow_url is not None:
         return Part(endpoint, None)
@@ -202,6 +215,7 @@ def _mlflow(settings: Settings, home: Home) -> Part:
         endpoint,
         lambda: _python(home, "mlflow", command, environment),
         needs=("postgres",),
+        may_start=(home.folder / READY_FILE).exists,
         ports=(Port(port, "MLflow", "mlflow"),),
     )
 
@@ -210,7 +224,9 @@ def _prefect(settings: Settings, home: Home) -> Part:
     port, url = settings.ports.prefect, settings.prefect_address
     # The dashboard stands beside the API.
     address = _without_password(url.removesuffix("/api"))
-    endpoint = Endpoint("prefect", "Prefect", address, _answers(f"{url}/health"))
+    endpoint = Endpoint(
+        "prefect", "Prefect", address, _answers(f"{url}/health", ours=settings.prefect_url is None)
+    )
     if settings.prefect_url is not None:
         return Part(endpoint, None)
     environment = {
@@ -221,6 +237,7 @@ def _prefect(settings: Settings, home: Home) -> Part:
         endpoint,
         lambda: _python(home, "prefect", command, environment),
         needs=("postgres",),
+        may_start=(home.folder / READY_FILE).exists,
         ports=(Port(port, "Prefect", "prefect"),),
     )
 
@@ -228,9 +245,13 @@ def _prefect(settings: Settings, home: Home) -> Part:
 def _flows(settings: Settings, home: Home) -> Part:
     def check() -> None:
         found = httpx.post(
-            f"{settings.prefect_address}/deployments/filter", json={}, timeout=_CHECK_S
+            f"{settings.prefect_address}/deployments/filter",
+            json={},
+            timeout=_CHECK_S,
+            trust_env=settings.prefect_url is not None,
         ).raise_for_status()
-        if not any(deployment.get("status") == "READY" for deployment in found.json()):
+        # An orderly stop pauses them all, so a server that remembers them doesn't mislead.
+        if not any(one["status"] == "READY" and not one["paused"] for one in found.json()):
             raise httpx.HTTPError("no deployment is being served")
 
     return Part(
@@ -261,9 +282,12 @@ def _log(home: Home, name: str) -> Path:
     return home.logs / f"{name}.log"
 
 
-def _answers(url: str) -> Callable[[], None]:
+def _answers(url: str, *, ours: bool = True) -> Callable[[], None]:
     def check() -> None:
-        httpx.get(url, timeout=_CHECK_S, follow_redirects=True).raise_for_status()
+        # No proxy stands between us and our own children, whatever the environment says.
+        httpx.get(
+            url, timeout=_CHECK_S, follow_redirects=True, trust_env=not ours
+        ).raise_for_status()
 
     return check
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 
 import psutil
@@ -44,7 +45,12 @@ def find_marked(stack_id: str, part: str | None = None) -> set[psutil.Process]:
     return {process for process in found if process.pid != os.getpid()}
 
 
-def sweep(stack_id: str, part: str | None = None, grace_s: float = 3.0) -> int:
+def sweep(
+    stack_id: str,
+    part: str | None = None,
+    grace_s: float = 3.0,
+    known: Iterable[psutil.Process] = (),
+) -> int:
     """End what is left of a stack: ask, wait, then kill.
 
     Parameters
@@ -53,12 +59,14 @@ def sweep(stack_id: str, part: str | None = None, grace_s: float = 3.0) -> int:
         As for `find_marked`.
     grace_s
         Seconds between asking and killing; 0 kills at once.
+    known
+        Processes that are ours, found some other way: Valkey writes over its environment.
 
     Returns
     -------
     Number of processes that were found.
     """
-    found = find_marked(stack_id, part)
+    found = find_marked(stack_id, part) | set(known)
     if grace_s > 0:
         for process in found:
             _ask_to_end(process)

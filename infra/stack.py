@@ -138,13 +138,13 @@ def down(settings: Settings) -> bool:
         while state_file.held():
             if time.monotonic() > deadline:
                 os.kill(state.supervisor, signal.SIGKILL)
-                sweep(state.stack_id, grace_s=0.0)
+                sweep(state.stack_id, grace_s=0.0, known=state.processes())
                 raise PartFailed(
                     f"the supervisor (pid {state.supervisor}) did not end in {_DOWN_S:.0f} s and "
                     "was killed with all its processes"
                 )
             time.sleep(_PAUSE_S)
-    sweep(state.stack_id)
+    sweep(state.stack_id, known=state.processes())
     state_file.remove()
     return True
 
@@ -152,7 +152,7 @@ def down(settings: Settings) -> bool:
 def _sweep_after_crash(state_file: StateFile, say: Say) -> None:
     old = state_file.read()
     if old is not None:
-        count = sweep(old.stack_id)
+        count = sweep(old.stack_id, known=old.processes())
         state_file.remove()
         if count:
             say(f"ended {count} processes that a killed platform had left")

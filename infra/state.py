@@ -6,9 +6,12 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 __all__ = ["PartState", "StackState", "StateFile"]
 
@@ -18,10 +21,15 @@ _PAUSE_S = 0.05
 
 @dataclass(frozen=True)
 class PartState:
-    """One part as the supervisor sees it; ``pid`` is None for the user's own server."""
+    """One part as the supervisor sees it.
+
+    ``pid`` is None for the user's own server; ``created_s`` is when its process began, in Unix
+    time, so that a number that was given to another process is not taken for it.
+    """
 
     address: str
     pid: int | None
+    created_s: float
     ready: bool
     restarts: int = 0
 
@@ -35,6 +43,16 @@ class StackState:
     ready: bool = False
     complete: bool = False
     parts: dict[str, PartState] = field(default_factory=dict)
+
+    def processes(self) -> set[psutil.Process]:
+        """The parts' own processes, of those that still run."""
+        found = set()
+        for part in self.parts.values():
+            with suppress(psutil.Error):
+                process = psutil.Process(part.pid) if part.pid is not None else None
+                if process is not None and abs(process.create_time() - part.created_s) < 1.0:
+                    found.add(process)
+        return found
 
 
 class StateFile:

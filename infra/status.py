@@ -89,11 +89,11 @@ def _learners(address: str) -> dict[str, dict[str, Any]]:
     base = f"{address}/v1/decision-points"
     found: dict[int, str] = {}
     try:
-        for point in httpx.get(base, timeout=_TIMEOUT_S).json()["decision_points"]:
-            detail = httpx.get(f"{base}/{point['name']}", timeout=_TIMEOUT_S).json()
-            pid = (detail.get("learner") or {}).get("pid")
-            if pid is not None:
-                found.setdefault(pid, point["name"])
+        with httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client:
+            for point in client.get(base).raise_for_status().json()["decision_points"]:
+                detail = client.get(f"{base}/{point['name']}").raise_for_status().json()
+                if detail["learner"] is not None:
+                    found.setdefault(detail["learner"]["pid"], point["name"])
     except (httpx.HTTPError, ValueError, KeyError) as error:
         return {"learner": {"address": "", "pid": None, "health": f"unknown: {error}"}}
     if not found:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+import psutil
+
 from infra.parts import Part
 from infra.processes import sweep
 from infra.state import PartState, StackState, StateFile
@@ -29,6 +31,7 @@ _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_S = 60.0
 """A part that lived this long and dies is restarted without a wait again."""
 
+_LONGEST_DELAY_S = 60.0
 _LAST_SWEEP_S = 2.0
 
 
@@ -39,6 +42,7 @@ class _Child:
     part: Part
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
+    created_s: float = 0.0
     start_at_s: float = 0.0
     restarts: int = 0
     failures: int = 0
@@ -141,7 +145,7 @@ class Supervisor:
         if part.start is not None and not child.alive:
             if child.process is not None:
                 self._note_death(child, child.process.returncode)
-            elif now_s >= child.start_at_s and self._met(part):
+            elif now_s >= child.start_at_s and self._met(part) and self._has_room(part):
                 self._start(child)
             return
         if not child.ready and self._met(part):
@@ -150,10 +154,14 @@ class Supervisor:
     def _met(self, part: Part) -> bool:
         return all(self._children[name].ready for name in part.needs if name in self._children)
 
+    def _has_room(self, part: Part) -> bool:
+        return part.may_start() or monotonic() - self._began_s > _LONGEST_DELAY_S
+
     def _start(self, child: _Child) -> None:
         assert child.part.start is not None
         child.started_s = monotonic()
         child.process = child.part.start()
+        child.created_s = psutil.Process(child.process.pid).create_time()
 
     def _check(self, child: _Child, now_s: float) -> None:
         """Ask in the background whether the part works; say so once it does."""
@@ -207,7 +215,13 @@ class Supervisor:
         return f"see {self._logs / f'{part.name}.log'}"
 
     def _write(self) -> None:
-        state = StackState(
+        state = self._state()
+        if state != self._written:
+            self._state_file.write(state)
+            self._written = state
+
+    def _state(self) -> StackState:
+        return StackState(
             self._stack_id,
             os.getpid(),
             self.ready,
@@ -216,15 +230,13 @@ class Supervisor:
                 name: PartState(
                     child.part.endpoint.address,
                     child.process.pid if child.process is not None else None,
+                    child.created_s,
                     child.ready,
                     child.restarts,
                 )
                 for name, child in self._children.items()
             },
         )
-        if state != self._written:
-            self._state_file.write(state)
-            self._written = state
 
     def _stop_all(self) -> None:
         """Stop each part once those that need it are gone, then whatever is left."""
@@ -237,7 +249,11 @@ class Supervisor:
                 elif not any(name in other.part.needs for other in living.values()):
                     _urge(child)
             self._kill.wait(_TICK_S)
-        sweep(self._stack_id, grace_s=0.0 if self._kill.is_set() else _LAST_SWEEP_S)
+        sweep(
+            self._stack_id,
+            grace_s=0.0 if self._kill.is_set() else _LAST_SWEEP_S,
+            known=self._state().processes(),
+        )
         for child in self._children.values():
             if child.process is not None:
                 with suppress(subprocess.TimeoutExpired):

@@ -75,6 +75,8 @@ class DecisionLog:
         while not self._stop.wait(_FLUSH_S):
             self._flush()
         self._flush()
+        if self._connection is not None:
+            self._connection.close()
 
     def _flush(self) -> None:
         while self._buffer:

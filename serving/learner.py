@@ -131,6 +131,7 @@ class Learner:
         """Checkpoint and stop."""
         self._stop.set()
         self._thread.join(timeout=10)
+        self._snapshots.close()
 
     def _run(self) -> None:
         while not self._stop.is_set():

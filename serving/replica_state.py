@@ -29,6 +29,7 @@ _STATISTICS_EVERY_S = 0.5
 _STATISTICS_LAST_S = 3600.0
 _FIRST_SNAPSHOT_WAIT_S = 20.0
 _SET_ASIDE_COUNT = 20.0
+_CLOSE_S = 5.0
 
 
 class ReplicaState:
@@ -65,14 +66,21 @@ class ReplicaState:
             },
         )
         self._take_newest()
-        for work in (self._follow_snapshots, self._follow_statistics):
-            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+        self._threads = [
+            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
+            for work in (self._follow_snapshots, self._follow_statistics)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Store and log what is waiting."""
         self._stop.set()
         self.rewards.close()
         self.log.close()
+        for thread in self._threads:
+            thread.join(timeout=_CLOSE_S)
+        self._snapshots.close()
 
     def waiting_for(self) -> list[str]:
         """Decision points without a policy, for as long as one can still be expected."""

@@ -86,6 +86,11 @@ class RewardWriter:
         return self._queue.qsize()
 
     def _run(self) -> None:
+        self._store_groups()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _store_groups(self) -> None:
         while True:
             first = self._queue.get()
             if first is None:

@@ -60,6 +60,10 @@ class SnapshotStore:
             health_check_interval=5,
         )
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def publish(self, snapshot: Snapshot) -> None:
         """Make this the newest snapshot and tell every replica.
 

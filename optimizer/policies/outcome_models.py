@@ -21,6 +21,10 @@ __all__ = ["LinearHeads", "MeanHeads", "OutcomeModel", "Targets"]
 Targets = tuple[float | None, ...]
 
 _PART = np.array(PART_OF_TARGET)
+_PRIOR_MEAN = np.array([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+"""Before data, every arm is expected to be as good as can be (optimism): each is tried a few times
+in each context. With a mean of 0, an arm that was tried and is fair is never left again."""
+
 _PRIOR_NOISE = 0.25
 _PRIOR_NOISE_WEIGHT = 5.0
 """Before data, the noise of a target is that of a fair coin, worth five observations."""
@@ -77,6 +81,7 @@ class LinearHeads:
         self._count = np.zeros((parts, arms))
         self._covariance = np.tile(np.eye(size) / ridge, (parts, arms, 1, 1))
         self._coefficients = np.zeros((targets, arms, size))
+        self._coefficients[:, :, 0] = _PRIOR_MEAN[:, None]
         self._stale: set[tuple[int, int]] = set()
         self._weights: Vector | None = None
         self._score_coefficients: Matrix = np.zeros((arms, size))
@@ -111,9 +116,9 @@ class LinearHeads:
         self._covariance[rows] = np.linalg.inv(self._gram[rows] + prior)
         for part, arm in stale:
             targets = np.flatnonzero(part == _PART)
-            self._coefficients[targets, arm] = (
-                self._moment[targets, arm] @ self._covariance[part, arm]
-            )
+            moment = self._moment[targets, arm].copy()
+            moment[:, 0] += self.ridge * _PRIOR_MEAN[targets]
+            self._coefficients[targets, arm] = moment @ self._covariance[part, arm]
         self._stale.clear()
         self._moved = True
 

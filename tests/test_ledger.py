@@ -1,0 +1,156 @@
+"""The ledger on a real PostgreSQL, against a model of what it should hold."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from optimizer.records import Outcome
+from optimizer.settings import Settings
+from serving import ledger
+from serving.ledger import RewardEvent
+
+NOTHING = Outcome()
+
+
+@pytest.fixture
+def connection(settings: Callable[..., Settings]) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(settings().postgres_dsn(), autocommit=True) as made:
+        ledger.create_tables(made)
+        yield made
+
+
+def event(
+    decision: int, outcome: Outcome = NOTHING, event_id: str = "", retract: bool = False
+) -> RewardEvent:
+    return RewardEvent(
+        "chat", uuid.UUID(int=decision).bytes, event_id, outcome, retract, b"token%d" % decision
+    )
+
+
+def test_a_repeat_changes_nothing_and_says_so(connection) -> None:
+    first = event(1, Outcome(quality=0.5))
+    assert ledger.write(connection, [first]) == [False]
+    assert ledger.write(connection, [first, first]) == [True, True]
+    assert ledger.head(connection, "chat") == 1
+
+
+def test_a_correction_replaces_and_a_retraction_removes(connection) -> None:
+    ledger.write(connection, [event(1, Outcome(quality=0.5), "e1")])
+    ledger.write(connection, [event(1, Outcome(quality=0.9), "e1")])
+    ledger.write(connection, [event(1, Outcome(cost_usd=0.1), "e1")])
+    assert ledger.write(connection, [event(1, event_id="e1", retract=True)]) == [False]
+    assert ledger.write(connection, [event(1, event_id="e1", retract=True)]) == [True]
+    rows = ledger.read(connection, "chat", 0, 10)
+    assert [(row.before, row.after) for row in rows] == [
+        (NOTHING, Outcome(quality=0.5)),
+        (Outcome(quality=0.5), Outcome(quality=0.9)),
+        (Outcome(quality=0.9), Outcome(quality=0.9, cost_usd=0.1)),
+        (Outcome(quality=0.9, cost_usd=0.1), NOTHING),
+    ]
+
+
+def test_several_events_of_a_kind_are_averaged(connection) -> None:
+    ledger.write(
+        connection,
+        [event(1, Outcome(quality=0.0), "judge"), event(1, Outcome(quality=1.0), "user")],
+    )
+    assert ledger.read(connection, "chat", 0, 10)[-1].after == Outcome(quality=0.5)
+
+
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 4),
+            st.sampled_from(["", "a", "b"]),
+            st.none() | st.sampled_from([0.0, 0.25, 1.0]),
+        ),
+        max_size=20,
+    ),
+    st.integers(1, 7),
+)
+def test_the_fold_of_all_rows_is_what_was_last_said(connection, told, group) -> None:
+    point = uuid.uuid4().hex
+    said: dict[tuple[int, str], float] = {}
+    changed = 0
+    events = []
+    for decision, event_id, quality in told:
+        key = (decision, event_id)
+        changed += said.get(key) != quality
+        if quality is None:
+            said.pop(key, None)
+        else:
+            said[key] = quality
+        outcome = NOTHING if quality is None else Outcome(quality=quality)
+        base = uuid.uuid5(uuid.NAMESPACE_OID, f"{point}{decision}").bytes
+        events.append(RewardEvent(point, base, event_id, outcome, quality is None, b"t%d" % decision))
+    for start in range(0, len(events), group):
+        ledger.write(connection, events[start : start + group])
+    assert ledger.head(connection, point) == changed
+    known: dict[bytes, Outcome] = {}
+    for position, row in enumerate(ledger.read(connection, point, 0, 1000), start=1):
+        assert row.position == position
+        assert row.before == known.get(row.token, NOTHING)
+        known[row.token] = row.after
+    for decision in range(1, 5):
+        values = [value for (of, _), value in said.items() if of == decision]
+        expected = np.mean(values) if values else None
+        assert known.get(b"t%d" % decision, NOTHING).quality == expected
+
+
+def test_a_reader_never_passes_a_row_that_is_still_to_come(connection, settings) -> None:
+    """An open transaction holds the next position: nobody can take a later one before it."""
+    dsn = settings().postgres_dsn()
+    ledger.write(connection, [event(1, Outcome(quality=0.1))])
+    with psycopg.connect(dsn) as slow, psycopg.connect(dsn, autocommit=True) as fast:
+        ledger.write(slow, [event(2, Outcome(quality=0.2))])
+        fast.execute("SET lock_timeout = '200ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            ledger.write(fast, [event(3, Outcome(quality=0.3))])
+        assert [row.position for row in ledger.read(connection, "chat", 0, 10)] == [1]
+        slow.commit()
+        ledger.write(fast, [event(3, Outcome(quality=0.3))])
+    rows = ledger.read(connection, "chat", 0, 10)
+    assert [row.after.quality for row in rows] == [0.1, 0.2, 0.3]
+
+
+def test_a_closed_window_gives_the_default_until_a_real_reward_comes(connection) -> None:
+    now = datetime.now(UTC)
+    for number, role in ((1, "champion"), (2, "fallback"), (3, "champion")):
+        connection.execute(
+            "INSERT INTO decisions VALUES ('chat', %s, %s, 'small', %s, 0.5, 0, %s)",
+            (uuid.UUID(int=number), now - timedelta(days=8), role, b"token%d" % number),
+        )
+    ledger.write(connection, [event(3, Outcome(quality=1.0))])
+    closed = ledger.close_windows(connection, "chat", 0.2, now - timedelta(days=7), 100)
+    assert closed == 1
+    assert ledger.close_windows(connection, "chat", 0.2, now - timedelta(days=7), 100) == 0
+    assert ledger.read(connection, "chat", 1, 10)[0].after == Outcome(quality=0.2)
+    ledger.write(connection, [event(1, Outcome(quality=0.9))])
+    assert ledger.read(connection, "chat", 2, 10)[0].after == Outcome(quality=0.9)
+
+
+def test_outcomes_frame_joins_decisions_with_what_is_known(connection, settings) -> None:
+    now = datetime.now(UTC)
+    for number in (1, 2):
+        connection.execute(
+            "INSERT INTO decisions VALUES ('chat', %s, %s, 'small', 'champion', 0.5, 3, 't')",
+            (uuid.UUID(int=number), now + timedelta(seconds=number)),
+        )
+    ledger.write(connection, [event(2, Outcome(quality=0.1)), event(2, Outcome(quality=0.7))])
+    frame = ledger.outcomes_frame(
+        settings().postgres_dsn(), "chat", now, now + timedelta(hours=1)
+    )
+    assert frame["quality"].isna().tolist() == [True, False]
+    assert frame["quality"].iloc[1] == 0.7
+    assert frame["decided_at"].is_monotonic_increasing

@@ -1,0 +1,81 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimizer.errors import InvalidSettings, InvalidToken
+from serving.tokens import Decision, TokenSigner
+
+KEY, OTHER_KEY = "00" * 16, "11" * 32
+DECISION = Decision(0, bytes(range(16)), 1.5e9, b"armarmar", 0.25, 7, 42, "chat", b"\x00<" * 5)
+
+
+@given(
+    st.builds(
+        Decision,
+        role=st.integers(0, 2),
+        decision_id=st.binary(min_size=16, max_size=16),
+        decided_at=st.floats(0, 4e9),
+        arm_id=st.binary(min_size=8, max_size=8),
+        propensity=st.floats(0, 1, exclude_min=True),
+        policy_version=st.integers(0, 2**63),
+        schema_id=st.integers(0, 2**32 - 1),
+        decision_point=st.text(min_size=1, max_size=60).filter(lambda s: len(s.encode()) < 256),
+        features=st.binary(max_size=64).map(lambda b: b[: len(b) // 2 * 2]),
+    )
+)
+def test_a_token_carries_its_decision_exactly(decision: Decision) -> None:
+    signer = TokenSigner([KEY])
+    raw, token = signer.sign(decision)
+    assert signer.verify(token) == (raw, decision)
+
+
+@given(st.integers(0), st.integers(1, 255))
+def test_any_changed_byte_is_refused(position: int, change: int) -> None:
+    signer = TokenSigner([KEY])
+    raw, _ = signer.sign(DECISION)
+    forged = bytearray(raw)
+    forged[position % len(raw)] ^= change
+    from base64 import urlsafe_b64encode
+
+    with pytest.raises(InvalidToken, match="signature"):
+        signer.verify(urlsafe_b64encode(bytes(forged)).rstrip(b"=").decode())
+
+
+@given(st.integers(0, 200))
+def test_a_truncated_token_is_refused(length: int) -> None:
+    signer = TokenSigner([KEY])
+    _, token = signer.sign(DECISION)
+    with pytest.raises(InvalidToken):
+        signer.verify(token[: min(length, len(token) - 1)])
+
+
+@given(st.text(max_size=100))
+def test_garbage_is_refused_and_named(text: str) -> None:
+    with pytest.raises(InvalidToken) as caught:
+        TokenSigner([KEY]).verify(text)
+    assert caught.value.field == "decision_id"
+
+
+def test_keys_rotate() -> None:
+    _, old = TokenSigner([KEY]).sign(DECISION)
+    rotated = TokenSigner([OTHER_KEY, KEY])
+    assert rotated.verify(old)[1] == DECISION
+    _, new = rotated.sign(DECISION)
+    with pytest.raises(InvalidToken):
+        TokenSigner([KEY]).verify(new)
+    with pytest.raises(InvalidToken):
+        TokenSigner([OTHER_KEY]).verify(old)
+
+
+@pytest.mark.parametrize("keys", [[], ["00"], ["not hexadecimal"]])
+def test_weak_keys_are_refused(keys: list[str]) -> None:
+    with pytest.raises(InvalidSettings, match="token_keys"):
+        TokenSigner(keys)
+
+
+def test_tokens_of_different_decisions_differ() -> None:
+    signer = TokenSigner([KEY])
+    other = dataclasses.replace(DECISION, propensity=0.5)
+    assert signer.sign(DECISION)[1] != signer.sign(other)[1]
