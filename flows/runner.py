@@ -20,7 +20,7 @@ HOURLY = "0 * * * *"
 
 
 class _Runner(Runner):
-    """Stops at SIGTERM as at Ctrl-C, where Prefect's own handler exits in the middle of its loop."""
+    """Stops at SIGTERM as at Ctrl-C; Prefect's own handler exits in the middle of its loop."""
 
     async def serve(self) -> None:
         self._loop, self._serving = asyncio.get_running_loop(), asyncio.current_task()

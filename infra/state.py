@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import msgspec
 import psutil
 
 __all__ = ["PartState", "StackState", "StateFile"]
@@ -106,16 +106,14 @@ class StateFile:
     def write(self, state: StackState) -> None:
         """Replace the state as a whole."""
         draft = self._file.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(asdict(state), indent=1))
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(state)))
         draft.replace(self._file)
 
     def read(self) -> StackState | None:
         """The state, or None where there is none (an unreadable one counts as none)."""
         try:
-            content = json.loads(self._file.read_text())
-            parts = {name: PartState(**part) for name, part in content.pop("parts").items()}
-            return StackState(**content, parts=parts)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return msgspec.json.decode(self._file.read_bytes(), type=StackState)
+        except (FileNotFoundError, msgspec.MsgspecError):
             return None
 
     def remove(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
@@ -36,12 +35,7 @@ class ServedPolicy(PythonModel):  # type: ignore[misc]  # MLflow has no types
         self._policy = self._description.policy()
         self._policy.from_bytes(Path(context.artifacts["state"]).read_bytes())
 
-    def predict(
-        self,
-        context: PythonModelContext,
-        model_input: pd.DataFrame,
-        params: dict[str, Any] | None = None,
-    ) -> pd.DataFrame:
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame) -> pd.DataFrame:
         rows = model_input[list(self._description.feature_names)].to_numpy(dtype="float64")
         return pd.DataFrame(
             [self._policy.probabilities(row) for row in rows],

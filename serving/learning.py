@@ -159,3 +159,5 @@ class Learning:
             except Exception:
                 _LOG.exception("arm statistics could not be pushed")
                 self._stop.wait(5.0)
+        if store is not None:
+            store.close()

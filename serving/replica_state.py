@@ -203,6 +203,8 @@ class ReplicaState:
             if self.feature_age_s() > _STATISTICS_LAST_S:
                 for name in self.points:
                     self._use_statistics(name, {})
+        if store is not None:
+            store.close()
 
     def _use_statistics(self, name: str, statistics: dict[str, ArmFeatures]) -> None:
         live = self.points[name]

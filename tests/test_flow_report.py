@@ -23,7 +23,7 @@ def outcomes(rows: int, *, control_share: float = 0.1, seed: int = 1) -> pd.Data
     large = random.random(rows) < np.where(control, 0.5, 0.1)
     return pd.DataFrame(
         {
-            "decided_at": pd.date_range(START, END, rows, tz="UTC", inclusive="left"),
+            "decided_at": pd.date_range(START, END, rows + 1)[:-1],
             "model": np.where(large, "large", "small"),
             "role": np.where(control, "control", "champion"),
             "propensity": 0.5,

@@ -113,6 +113,7 @@ def test_a_reader_never_passes_a_row_that_is_still_to_come(connection, settings)
     dsn = settings().postgres_dsn()
     ledger.write(connection, [event(1, Outcome(quality=0.1))])
     with psycopg.connect(dsn) as slow, psycopg.connect(dsn, autocommit=True) as fast:
+        slow.execute("SELECT 1")  # begins a transaction that outlives the write
         ledger.write(slow, [event(2, Outcome(quality=0.2))])
         fast.execute("SET lock_timeout = '200ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):

