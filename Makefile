@@ -3,6 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
+# A dozen processes would each compile a gigabyte of libraries anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup run test check bench lock
 
 setup: $(INSTALLED)

@@ -29,18 +29,23 @@ __all__ = ["HEAD_CHARACTERS", "TAIL_CHARACTERS", "Embedder", "WordVectors"]
 HEAD_CHARACTERS = 1500
 TAIL_CHARACTERS = 500
 """What is read of a long prompt: instructions stand at its beginning, the question often at its
-end. 2,000 characters without a space, the worst there is, take 1 ms."""
+end. So a megabyte costs what 2,000 characters cost: 0.6 ms of words met before, 1 to 3 ms of text
+that never was, 12 ms of 2,000 different Chinese characters at their first sight."""
 
 PROJECTION_FILE = Path(__file__).with_name("projection.npz")
 
 _DIMENSIONS = 64
 _PIECES_REMEMBERED = 30_000
 _LONGEST_REMEMBERED = 32
+_ASCII_PIECE = re.compile(r" *+(?:[A-Za-z]++|[^A-Za-z0-9 \n\t]++|[0-9])|[\n\t]| ++")
+_OWN = r"\u0e00-\u1cff\u2e80-\ufffc\U00010000-\U0010ffff"
+_SIGN = r"_\u00b2\u00b3\u00b9"
 _PIECE = re.compile(
-    r" *+(?:[^\W\d_\u00b2\u00b3\u00b9]++|(?:[^\w \n\t]|[_\u00b2\u00b3\u00b9])++|\d)|[\n\t]| ++"
+    rf" *+(?:[^\W\d{_SIGN}{_OWN}]++|(?:[^\w \n\t{_OWN}]|[{_SIGN}])++|\d)|[\n\t]| ++|[{_OWN}]"
 )
-"""Letters, signs, or one digit, each with the spaces before it; superscripts stand with the signs,
-as they do in the vocabulary."""
+"""Letters, signs, or one digit, each with the spaces before it. Superscripts stand with the signs,
+and a character of the scripts in ``_OWN`` (Chinese, Thai, emoji) by itself, as in the
+vocabulary."""
 
 
 class WordVectors:
@@ -70,7 +75,9 @@ class WordVectors:
             return self._nothing
         tokens: list[int] = []
         known = self._tokens
-        for piece in _PIECE.findall(" " + _excerpt(text)):
+        excerpt = " " + _excerpt(text)
+        pieces = _ASCII_PIECE if excerpt.isascii() else _PIECE
+        for piece in pieces.findall(excerpt):
             found = known.get(piece)
             tokens += self._tokenise(piece) if found is None else found
         mean: Vector = self._vectors.take(tokens, axis=0).sum(axis=0)

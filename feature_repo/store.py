@@ -23,6 +23,7 @@ from redis.exceptions import ConnectionError as ValkeyConnectionError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from feature_repo import quick_feast  # noqa: F401  (first, see there)
 from feature_repo.aggregates import ArmFeatures
 from feature_repo.connections import SCHEMA, repo_config
 from feature_repo.definitions import (

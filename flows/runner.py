@@ -23,12 +23,13 @@ class _Runner(Runner):
     """Stops at SIGTERM as at Ctrl-C; Prefect's own handler exits in the middle of its loop."""
 
     async def serve(self) -> None:
-        self._loop, self._serving = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
+        assert task is not None
+        self._stop_serving = task.cancel
         await self.start()
 
     def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
-        assert self._serving is not None
-        self._loop.call_soon_threadsafe(self._serving.cancel)
+        asyncio.get_running_loop().call_soon_threadsafe(self._stop_serving)
 
 
 def serve_flows(report_every_s: float | None) -> None:

@@ -133,7 +133,9 @@ def demo(
     requests: Annotated[
         int | None, typer.Option(min=1, help="How many; the whole recording if left out.")
     ] = None,
-    rate: Annotated[float, typer.Option(min=1, help="At most so many requests a second.")] = 120.0,
+    rate: Annotated[
+        float, typer.Option(min=1, help="Requests a second: slow enough to watch it learn.")
+    ] = 120.0,
     as_json: Json = False,
 ) -> None:
     """Send recorded prompts through the running platform, and watch it learn."""

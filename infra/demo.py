@@ -25,9 +25,6 @@ from optimizer.settings import Settings
 
 __all__ = ["DemoRun", "Sent", "run_demo", "summarise"]
 
-RATE_PER_S = 120.0
-"""A pass takes half a minute: long enough to watch it learn, far below what it can take."""
-
 _CONNECTIONS = 8
 _TIMEOUT_S = 10.0
 _PATIENCE_S = 60.0
@@ -76,8 +73,8 @@ class DemoRun:
 
 def run_demo(
     settings: Settings,
-    requests: int | None = None,
-    rate_per_s: float = RATE_PER_S,
+    requests: int | None,
+    rate_per_s: float,
     on_sent: Callable[[list[Sent], int], None] = lambda sent, total: None,
 ) -> DemoRun:
     """Send the recording's prompts to the platform, and the recorded outcomes back.

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import psycopg
 import redis
 
+from infra.addresses import http_url, with_driver, without_password
 from infra.home import Home
 from infra.ports import Port
 from infra.processes import PART_MARK
@@ -124,7 +124,7 @@ def _postgres(settings: Settings, home: Home) -> Part:
         Endpoint(
             "postgres",
             "PostgreSQL",
-            _without_password(settings.postgres_dsn()),
+            without_password(settings.postgres_dsn()),
             # Ours is asked at a database that is there before the first start is over.
             lambda: psycopg.connect(
                 settings.postgres_dsn() if own else url, connect_timeout=_CHECK_S
@@ -152,7 +152,7 @@ def _valkey(settings: Settings, home: Home) -> Part:
 
     own = settings.valkey_url is not None
     return Part(
-        Endpoint("valkey", "Valkey", _without_password(url), check),
+        Endpoint("valkey", "Valkey", without_password(url), check),
         None
         if own
         else lambda: start_valkey(home.valkey, port, _log(home, "valkey"), settings.host),
@@ -165,14 +165,16 @@ def _valkey(settings: Settings, home: Home) -> Part:
 
 def _serving(settings: Settings, home: Home) -> Part:
     ports = settings.ports
-    fast_lane, ingress = (_url(settings.host, port) for port in (ports.fast_lane, ports.ingress))
+    fast_lane, ingress = (
+        http_url(settings.host, port) for port in (ports.fast_lane, ports.ingress)
+    )
     more = [Endpoint("ingress", "ingress (Ray Serve)", ingress, _answers(f"{ingress}/healthz"))]
     needed = [
         Port(ports.fast_lane, "the fast lane", "fast_lane"),
         Port(ports.ingress, "Ray Serve's ingress", "ingress"),
     ]
     if settings.ray_address is None:
-        dashboard = _url(settings.host, ports.ray_dashboard)
+        dashboard = http_url(settings.host, ports.ray_dashboard)
         more.append(Endpoint("ray_dashboard", "Ray dashboard", dashboard, _answers(dashboard)))
         needed.append(Port(ports.ray_dashboard, "Ray's dashboard", "ray_dashboard"))
 
@@ -197,14 +199,14 @@ def _mlflow(settings: Settings, home: Home) -> Part:
     endpoint = Endpoint(
         "mlflow",
         "MLflow",
-        _without_password(url),
+        without_password(url),
         _answers(f"{url.rstrip('/')}/health", ours=settings.mlflow_url is None),
     )
     if settings.mlflow_url is not None:
         return Part(endpoint, None)
     # By environment and not on the command line, where everybody could read a password.
     environment = {
-        "MLFLOW_BACKEND_STORE_URI": _driver(settings.postgres_dsn("mlflow"), "psycopg"),
+        "MLFLOW_BACKEND_STORE_URI": with_driver(settings.postgres_dsn("mlflow"), "psycopg"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     command = [
@@ -223,14 +225,16 @@ def _mlflow(settings: Settings, home: Home) -> Part:
 def _prefect(settings: Settings, home: Home) -> Part:
     port, url = settings.ports.prefect, settings.prefect_address
     # The dashboard stands beside the API.
-    address = _without_password(url.removesuffix("/api"))
+    address = without_password(url.removesuffix("/api"))
     endpoint = Endpoint(
         "prefect", "Prefect", address, _answers(f"{url}/health", ours=settings.prefect_url is None)
     )
     if settings.prefect_url is not None:
         return Part(endpoint, None)
     environment = {
-        "PREFECT_API_DATABASE_CONNECTION_URL": _driver(settings.postgres_dsn("prefect"), "asyncpg"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": with_driver(
+            settings.postgres_dsn("prefect"), "asyncpg"
+        ),
     }
     command = ["prefect", "server", "start", "--host", settings.host, "--port", str(port)]
     return Part(
@@ -290,19 +294,3 @@ def _answers(url: str, *, ours: bool = True) -> Callable[[], None]:
         ).raise_for_status()
 
     return check
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _driver(url: str, driver: str) -> str:
-    """The URL as SQLAlchemy reads it."""
-    return f"postgresql+{driver}://{url.partition('://')[2]}"
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}").geturl()

@@ -96,7 +96,7 @@ class Projection:
 
     Examples
     --------
-    >>> projection = Projection(np.zeros(2), np.eye(2), scale=0.5)
+    >>> projection = Projection(np.zeros(2), np.eye(2), scale=SPREAD)
     >>> projection.reduce(np.array([3.0, 4.0])).tolist()
     [0.6, 0.8]
     """

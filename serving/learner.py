@@ -221,10 +221,11 @@ class Learner:
         models = {arm.id: arm.model for arm in self._point.records()}
         with self.statistics_lock:
             for row in rows:
-                model = models.get(parse(row.token).arm_id)
+                decision = parse(row.token)
+                model = models.get(decision.arm_id)
                 if model is not None:
-                    at = row.received_at.timestamp()
-                    self.statistics.update(model, at, row.before, row.after)
+                    # The decision's time, so that a correction cancels exactly what it corrects.
+                    self.statistics.update(model, decision.decided_at, row.before, row.after)
 
     def _publish(self) -> None:
         if self._published == self.position:

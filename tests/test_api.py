@@ -153,9 +153,7 @@ def test_candidates_narrow_the_choice(client, learner) -> None:
 def test_a_unit_stays_in_its_role(client, learner) -> None:
     wait_until(lambda: client.get("/readyz").status_code == 200)
     for number in range(50):
-        in_control = {
-            decide(client, unit_id=str(number))["propensity"] == 0.5 for _ in range(3)
-        }
+        in_control = {decide(client, unit_id=str(number))["propensity"] == 0.5 for _ in range(3)}
         assert len(in_control) == 1
 
 

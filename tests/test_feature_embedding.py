@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from tokenizers import Tokenizer
 
 from feature_repo import fit_projection
 from feature_repo.embedding import (
+    _ASCII_PIECE,
+    _PIECE,
     HEAD_CHARACTERS,
     PROJECTION_FILE,
     TAIL_CHARACTERS,
@@ -32,11 +35,15 @@ def words():
     return WordVectors()
 
 
+def wordllama_tokenizer():
+    folder = Path(importlib.util.find_spec("wordllama").submodule_search_locations[0])
+    return Tokenizer.from_file(str(folder / "tokenizers/l2_supercat_tokenizer_config.json"))
+
+
 @pytest.fixture(scope="module")
 def reference():
     """The mean of the token vectors of a whole text, as wordllama defines it."""
-    folder = Path(importlib.util.find_spec("wordllama").submodule_search_locations[0])
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizers/l2_supercat_tokenizer_config.json"))
+    tokenizer = wordllama_tokenizer()
     vectors = WordVectors()._vectors
 
     def mean(text):
@@ -52,10 +59,18 @@ def test_pieces_have_the_tokens_of_the_whole_for_recorded_prompts(words, referen
         np.testing.assert_array_equal(words.mean(prompt), reference(prompt))
 
 
-@given(st.text(max_size=60) | st.text(" ab.\n\t_-²é日9'(", max_size=60))
+@given(st.text(max_size=60) | st.text(" ab.\n\t_-²é日ก\ufffd\U0001f600９9'(", max_size=60))
 def test_pieces_have_the_tokens_of_the_whole_for_any_text(words, reference, text):
     if not any(mark in text for mark in ("<s>", "</s>", "<unk>")):
         np.testing.assert_allclose(words.mean(text), reference(text), atol=1e-6)
+
+
+def test_no_token_of_the_vocabulary_is_cut():
+    for token in wordllama_tokenizer().get_vocab():
+        text = token.replace("\u2581", " ")
+        if not re.fullmatch("<0x..>|<unk>|</?s>", token):
+            assert _PIECE.findall(text) == [text]
+            assert not text.isascii() or _ASCII_PIECE.findall(text) == [text]
 
 
 def test_an_embedding_has_its_shape_and_type(embedder):

@@ -64,9 +64,7 @@ def events(platform: Settings, seed: int, count: int) -> list[ledger.RewardEvent
         )
         outcome = Outcome(quality=float(random.random()), cost_usd=float(random.random()))
         raw, _ = signer.sign(decision)
-        made.append(
-            ledger.RewardEvent(point.name, decision.decision_id, "", outcome, False, raw)
-        )
+        made.append(ledger.RewardEvent(point.name, decision.decision_id, "", outcome, False, raw))
     return made
 
 

@@ -93,7 +93,9 @@ def test_the_fold_of_all_rows_is_what_was_last_said(connection, told, group) -> 
             said[key] = quality
         outcome = NOTHING if quality is None else Outcome(quality=quality)
         base = uuid.uuid5(uuid.NAMESPACE_OID, f"{point}{decision}").bytes
-        events.append(RewardEvent(point, base, event_id, outcome, quality is None, b"t%d" % decision))
+        events.append(
+            RewardEvent(point, base, event_id, outcome, quality is None, b"t%d" % decision)
+        )
     for start in range(0, len(events), group):
         ledger.write(connection, events[start : start + group])
     assert ledger.head(connection, point) == changed
@@ -149,9 +151,7 @@ def test_outcomes_frame_joins_decisions_with_what_is_known(connection, settings)
             (uuid.UUID(int=number), now + timedelta(seconds=number)),
         )
     ledger.write(connection, [event(2, Outcome(quality=0.1)), event(2, Outcome(quality=0.7))])
-    frame = ledger.outcomes_frame(
-        settings().postgres_dsn(), "chat", now, now + timedelta(hours=1)
-    )
+    frame = ledger.outcomes_frame(settings().postgres_dsn(), "chat", now, now + timedelta(hours=1))
     assert frame["quality"].isna().tolist() == [True, False]
     assert frame["quality"].iloc[1] == 0.7
     assert frame["decided_at"].is_monotonic_increasing

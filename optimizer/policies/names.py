@@ -26,7 +26,7 @@ class PolicySettings(BaseModel):
 
     name: PolicyName = Field("linucb", description="the combination, by its usual name")
     alpha: float = Field(
-        0.5, ge=0, allow_inf_nan=False, description="width of the bonus of `linucb`, in std errors"
+        0.3, ge=0, allow_inf_nan=False, description="width of the bonus of `linucb`, in std errors"
     )
     ridge: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="prior precision of `linucb`, in observations"
