@@ -1,8 +1,8 @@
 """Import this before Feast: it loads Feast without the run-time type checks on its own classes.
 
 Putting those checks in (typeguard's ``@typechecked`` on entities, fields and views) is two thirds
-of Feast's import: 9.1 s of a core with them, 3.0 s without, and two processes of the platform import
-it while everything else starts on the same two cores. What we hand to Feast is checked by mypy.
+of Feast's import: 9.1 s of a core with them, 3.0 s without, and two processes of the platform
+import it while everything else starts on the same two cores. mypy checks what we hand to Feast.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ def _flows(settings: Settings, home: Home) -> Part:
         Endpoint("flows", "flows", "", check),
         lambda: _python(home, "flows", ["flows.serve"]),
         needs=("postgres", "valkey", "prefect"),
-        stop_s=4.0,
+        stop_s=10.0,
     )
 
 

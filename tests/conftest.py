@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from optimizer.settings import Settings
+
+# A busy machine is no failure; tests of speed are benchmarks, see `make bench`.
+hypothesis_settings.register_profile("project", deadline=None)
+hypothesis_settings.load_profile("project")
 
 _STOP_S = 20
 _database_numbers = itertools.count()
@@ -85,6 +90,12 @@ def settings(postgres_url: str, valkey_url: str, tmp_path: Path) -> Callable[...
         return Settings(**(defaults | given))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def find_free_port() -> Callable[[], int]:
+    """Finds a port that nobody uses."""
+    return free_port
 
 
 def free_port() -> int:
