@@ -111,6 +111,9 @@ class RewardWriter:
 
     def _store(self, group: list[_Waiting]) -> None:
         events = [event for waiting, _ in group for event in waiting]
+        if self._connection is None and time.monotonic() < self._away_until:
+            self._answer(group, None)
+            return
         try:
             duplicates = write(self._connected(), events)
         except psycopg.Error as error:
@@ -123,8 +126,6 @@ class RewardWriter:
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None:
-            if time.monotonic() < self._away_until:
-                raise psycopg.OperationalError("not tried again yet")
             self._connection = connect(self._dsn)
             create_tables(self._connection)
         return self._connection

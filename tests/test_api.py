@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ import httpx
 import pytest
 
 from feature_repo.embedding import Embedder
+from infra.servers import start_postgres, wait_postgres
 from optimizer.settings import Settings
 from serving.api import Api
 from serving.learner import Learner
@@ -83,8 +86,6 @@ def learner(platform: Settings) -> Iterator[Learner]:
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    import time
-
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited too long"
@@ -296,3 +297,24 @@ def test_rewards_are_refused_while_postgresql_is_away(platform) -> None:
     assert client.get("/v1/decision-points/chat").status_code == 503
     state.close()
     client.close()
+
+
+def test_rewards_are_taken_again_soon_after_postgresql_came_back(
+    platform, find_free_port, server_folder
+) -> None:
+    """Callers that keep trying must not keep the writer from trying."""
+    port = find_free_port()
+    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    state = ReplicaState(platform.model_copy(update={"postgres_url": url}))
+    client = Client(Api(state))
+    reward = {"decision_id": decide(client)["decision_id"], "quality": 1.0}
+    assert client.post("/v1/rewards", json=reward).status_code == 503
+    server = start_postgres(server_folder / "late", port, server_folder / "late.log")
+    try:
+        wait_postgres(url, 30, server)
+        wait_until(lambda: client.post("/v1/rewards", json=reward).status_code == 202, seconds=5)
+    finally:
+        state.close()
+        client.close()
+        server.send_signal(signal.SIGINT)
+        server.wait(20)
