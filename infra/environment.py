@@ -51,6 +51,7 @@ def stack_environment(
         **_THREADS,
         **_past_proxies(settings.host),
         "LLMOPT_HOME": str(home.folder),
+        "TMPDIR": str(home.temporary),
         SETTINGS_VARIABLE: str(settings_file),
         "LLMOPT_TOKEN_KEYS": json.dumps(keys),
         "MLFLOW_TRACKING_URI": settings.mlflow_address,

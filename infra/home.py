@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -13,6 +14,7 @@ __all__ = ["Home", "find_settings"]
 
 _PACKAGED = Path(__file__).with_name("llmopt.yaml")
 _KEY_BYTES = 32
+_SHORT = Path("/tmp")  # noqa: S108  (the path of a socket may have 107 characters in all)
 
 
 def find_settings() -> tuple[Settings, Path]:
@@ -49,6 +51,9 @@ class Home:
         self.artifacts = self.folder / "mlflow-artifacts"
         self.up_log = self.logs / "up.log"
         self.picture = self.folder / "demo.png"
+        whose = f"{os.getuid()} {self.folder}".encode()
+        self.temporary = _SHORT / f"llmopt-{hashlib.blake2b(whose, digest_size=3).hexdigest()}"
+        """For files that live as long as the processes; nobody else's platform shares it."""
 
     def make(self) -> None:
         """Make the folders that are missing."""
@@ -60,6 +65,9 @@ class Home:
                     f"home={str(self.folder)!r}: cannot be written ({error.strerror}); name a "
                     "folder of your own in LLMOPT_HOME"
                 ) from error
+        self.temporary.mkdir(mode=0o700, exist_ok=True)
+        if self.temporary.stat().st_uid != os.getuid():
+            raise InvalidSettings(f"{self.temporary} belongs to another user; have it removed")
 
     def token_keys(self) -> list[str]:
         """The keys that sign decisions, newest first; one is made at the first start.

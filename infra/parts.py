@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import psycopg
 import redis
 
@@ -23,6 +24,8 @@ from serving.run import READY_FILE
 
 __all__ = ["Endpoint", "Part", "make_parts"]
 
+_BEHIND_DECISIONS = 10
+"""Niceness of what nobody waits for: MLflow, Prefect and the flows."""
 _CHECK_S = 2
 _DATABASES = ("llmopt", "mlflow", "prefect")
 
@@ -271,7 +274,7 @@ def _python(
 ) -> Process:
     """Start ``python -m module`` in a session of its own, its output appended to its log."""
     with _log(home, name).open("ab") as output:
-        return subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", *module],
             cwd=home.folder,
             env={**os.environ, **(environment or {}), PART_MARK: name},
@@ -280,6 +283,9 @@ def _python(
             stderr=output,
             start_new_session=True,
         )
+    if name != "serving":
+        psutil.Process(process.pid).nice(_BEHIND_DECISIONS)
+    return process
 
 
 def _log(home: Home, name: str) -> Path:

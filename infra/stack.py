@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def up(
         companion = _Companion(supervisor, demo, on_complete)
         supervisor.run(companion.tick, companion.stop)
         state_file.remove()
+        shutil.rmtree(home.temporary, ignore_errors=True)
     finally:
         state_file.release()
 

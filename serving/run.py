@@ -30,7 +30,13 @@ _LONGEST_SOCKET_FOLDER = 40
 
 def _environment(settings: Settings) -> dict[str, str]:
     """What Ray reads when it is imported and hands on to its processes."""
+    haproxy = Path(tempfile.gettempdir()) / "h"  # short, since its sockets' names are long
     return {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
         # HAProxy in front, straight to the replicas: ten times Ray Serve's default proxy.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -51,7 +57,7 @@ def _temporary_folder(home: Path) -> str:
     """Below the folder of state, unless Ray's socket paths would be too long for the system."""
     folder = home / "ray"
     if len(str(folder)) > _LONGEST_SOCKET_FOLDER:
-        return str(Path(tempfile.gettempdir()) / f"llmopt-ray-{os.getuid()}")
+        return str(Path(tempfile.gettempdir()) / "ray")
     return str(folder)
 
 
