@@ -15,7 +15,8 @@ import hmac
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from optimizer.errors import InvalidSettings, InvalidToken
 
@@ -31,8 +32,7 @@ _MAC_BYTES = 16
 _MINIMUM_KEY_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True, gc=False):
     """What a token says.
 
     Attributes
@@ -76,13 +76,16 @@ class TokenSigner:
 
     def __init__(self, keys: Sequence[str]) -> None:
         try:
-            self._keys = tuple(bytes.fromhex(key) for key in keys)
+            given = [bytes.fromhex(key) for key in keys]
         except ValueError:
             raise InvalidSettings("token_keys: each key is written in hexadecimal") from None
-        if not self._keys or min(map(len, self._keys)) < _MINIMUM_KEY_BYTES:
+        if not given or min(map(len, given)) < _MINIMUM_KEY_BYTES:
             raise InvalidSettings(
                 f"token_keys: at least one key, each of {_MINIMUM_KEY_BYTES} bytes or more"
             )
+
+        # Copying a prepared HMAC takes a fifth of the time of preparing one for each token.
+        self._macs = tuple(hmac.new(key, digestmod="sha256") for key in given)
 
     def sign(self, decision: Decision) -> tuple[bytes, str]:
         """The token as stored in the ledger (bytes) and as handed to the caller (base64url)."""
@@ -103,7 +106,7 @@ class TokenSigner:
             + name
             + decision.features
         )
-        raw = content + hmac.digest(self._keys[0], content, "sha256")[:_MAC_BYTES]
+        raw = content + _mac(self._macs[0], content)
         return raw, urlsafe_b64encode(raw).rstrip(b"=").decode()
 
     def verify(self, token: str) -> tuple[bytes, Decision]:
@@ -121,10 +124,7 @@ class TokenSigner:
         if len(raw) < _HEADER.size + _MAC_BYTES:
             raise _refuse(token, "it is truncated; send the whole decision_id")
         content, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-        if not any(
-            hmac.compare_digest(hmac.digest(key, content, "sha256")[:_MAC_BYTES], mac)
-            for key in self._keys
-        ):
+        if not any(hmac.compare_digest(_mac(prepared, content), mac) for prepared in self._macs):
             raise _refuse(
                 token, "its signature is not ours: truncated, altered or from another installation"
             )
@@ -155,6 +155,12 @@ def parse(raw: bytes) -> Decision:
         raw[_HEADER.size : name_end].decode(),
         raw[name_end:-_MAC_BYTES],
     )
+
+
+def _mac(prepared: hmac.HMAC, content: bytes) -> bytes:
+    made = prepared.copy()
+    made.update(content)
+    return made.digest()[:_MAC_BYTES]
 
 
 def _refuse(token: str, why: str) -> InvalidToken:

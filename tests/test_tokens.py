@@ -1,5 +1,4 @@
-import dataclasses
-
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,5 +76,5 @@ def test_weak_keys_are_refused(keys: list[str]) -> None:
 
 def test_tokens_of_different_decisions_differ() -> None:
     signer = TokenSigner([KEY])
-    other = dataclasses.replace(DECISION, propensity=0.5)
+    other = msgspec.structs.replace(DECISION, propensity=0.5)
     assert signer.sign(DECISION)[1] != signer.sign(other)[1]

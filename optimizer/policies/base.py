@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -158,7 +159,7 @@ def draw(probabilities: Vector, uniform: float) -> int:
     >>> draw(np.array([0.25, 0.0, 0.75]), 0.25)
     2
     """
-    index = int(probabilities.cumsum().searchsorted(uniform, side="right"))
+    index = bisect_right(probabilities.cumsum().tolist(), uniform)
     if index >= probabilities.size or probabilities[index] <= 0.0:
         return int(probabilities.argmax())
     return index

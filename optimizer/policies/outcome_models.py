@@ -84,8 +84,8 @@ class LinearHeads:
         self._coefficients[:, :, 0] = _PRIOR_MEAN[:, None]
         self._stale: set[tuple[int, int]] = set()
         self._weights: Vector | None = None
-        self._score_coefficients: Matrix = np.zeros((arms, size))
-        self._score_covariance: Matrix = np.zeros((arms, size, size))
+        self._score_matrix: Matrix = np.zeros((arms + arms * size, size))
+        """Row by row: the score's coefficients of each arm, then the covariance of each arm."""
         self._moved = True
 
     def learn(self, arm: int, features: Vector, before: Targets, after: Targets) -> None:
@@ -136,16 +136,18 @@ class LinearHeads:
         """Mean and standard error of the weighted sum of targets, targets taken as independent."""
         if self._moved or self._weights is not target_weights:
             self._combine(target_weights)
-        mean: Vector = self._score_coefficients @ features
-        spread = (self._score_covariance @ features) @ features
-        return mean, np.sqrt(spread)
+        # One product for everything: at these sizes a call costs more than its arithmetic.
+        product = self._score_matrix.dot(features)
+        spread = product[self.arms :].reshape(self.arms, self.size).dot(features)
+        return product[: self.arms], np.sqrt(spread)
 
     def _combine(self, target_weights: Vector) -> None:
         """Fold the objective into one linear form and one covariance an arm, ahead of decisions."""
-        self._score_coefficients = np.tensordot(target_weights, self._coefficients, axes=1)
+        coefficients = np.tensordot(target_weights, self._coefficients, axes=1)
         share = np.bincount(_PART, target_weights**2 * self.noise(), minlength=len(PARTS))
         used = np.flatnonzero(share)
-        self._score_covariance = np.tensordot(share[used], self._covariance[used], axes=1)
+        covariance = np.tensordot(share[used], self._covariance[used], axes=1)
+        self._score_matrix = np.vstack([coefficients, covariance.reshape(-1, self.size)])
         self._weights = target_weights
         self._moved = False
 
