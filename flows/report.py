@@ -19,7 +19,7 @@ from flows import report_page
 from optimizer.report import ReportSummary, over_time, summarise
 from optimizer.settings import load_settings
 from registry.reports import log_report
-from serving.ledger import outcomes_frame
+from serving.outcomes import outcomes_frame
 
 __all__ = ["report"]
 

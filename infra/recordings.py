@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from optimizer.errors import InvalidRecording
-from optimizer.replay import RecordedOutcomes
+from optimizer.recorded import RecordedOutcomes
 
 __all__ = ["PARETOBANDIT", "load_recording"]
 

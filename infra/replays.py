@@ -13,8 +13,9 @@ from infra.recordings import load_recording
 from optimizer.errors import UnknownName
 from optimizer.features import FeatureEncoder
 from optimizer.policies import POLICY_NAMES, PolicySettings, make_policy
+from optimizer.recorded import RecordedOutcomes
 from optimizer.records import Arm, Context, Matrix
-from optimizer.replay import RecordedOutcomes, replay, summary
+from optimizer.replay import replay, summary
 from optimizer.reward import parse_weights
 
 if TYPE_CHECKING:

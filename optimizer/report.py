@@ -89,7 +89,7 @@ def summarise(frame: pd.DataFrame, objective: Objective, control_share: float) -
     Parameters
     ----------
     frame
-        As `serving.ledger.outcomes_frame` gives it: one row a decision, in time order.
+        As `serving.outcomes.outcomes_frame` gives it: one row a decision, in time order.
     objective
         Makes the reward.
     control_share

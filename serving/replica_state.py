@@ -18,6 +18,7 @@ from serving import ledger
 from serving.decision_log import DecisionLog
 from serving.live_point import LivePoint
 from serving.metrics import ReplicaMetrics
+from serving.outcomes import recent_outcomes
 from serving.reward_writer import RewardWriter, connect
 from serving.snapshots import SnapshotStore
 from serving.tokens import TokenSigner
@@ -121,7 +122,7 @@ class ReplicaState:
                 row = connection.execute(
                     "SELECT decisions FROM decision_counts WHERE decision_point = %s", (name,)
                 ).fetchone()
-                recent = ledger.recent_outcomes(connection, name, 1000)
+                recent = recent_outcomes(connection, name, 1000)
         except psycopg.Error as error:
             raise Unavailable("PostgreSQL") from error
         newest = None

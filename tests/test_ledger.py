@@ -16,6 +16,7 @@ from optimizer.records import Outcome
 from optimizer.settings import Settings
 from serving import ledger
 from serving.ledger import RewardEvent
+from serving.outcomes import outcomes_frame
 
 NOTHING = Outcome()
 
@@ -151,7 +152,7 @@ def test_outcomes_frame_joins_decisions_with_what_is_known(connection, settings)
             (uuid.UUID(int=number), now + timedelta(seconds=number)),
         )
     ledger.write(connection, [event(2, Outcome(quality=0.1)), event(2, Outcome(quality=0.7))])
-    frame = ledger.outcomes_frame(settings().postgres_dsn(), "chat", now, now + timedelta(hours=1))
+    frame = outcomes_frame(settings().postgres_dsn(), "chat", now, now + timedelta(hours=1))
     assert frame["quality"].isna().tolist() == [True, False]
     assert frame["quality"].iloc[1] == 0.7
     assert frame["decided_at"].is_monotonic_increasing

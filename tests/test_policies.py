@@ -106,8 +106,8 @@ def test_a_correction_is_as_if_it_had_been_right_at_once(name) -> None:
     corrected.learn([Observation(1, vector, NOTHING, wrong), Observation(1, vector, wrong, right)])
     direct = make(name)
     direct.learn([Observation(1, vector, NOTHING, right)])
-    mean, std = corrected.outcome_model.score(vector, OBJECTIVE.target_weights())
-    direct_mean, direct_std = direct.outcome_model.score(vector, OBJECTIVE.target_weights())
+    mean, std = corrected.outcome_model.score(vector)
+    direct_mean, direct_std = direct.outcome_model.score(vector)
     np.testing.assert_allclose(mean, direct_mean, atol=1e-9)
     np.testing.assert_allclose(std, direct_std, atol=1e-9)
 
@@ -120,10 +120,9 @@ def test_a_retraction_leaves_nothing(name) -> None:
         [Observation(2, vector, NOTHING, outcome), Observation(2, vector, outcome, NOTHING)]
     )
     fresh = make(name)
-    weights = OBJECTIVE.target_weights()
     for got, expected in zip(
-        policy.outcome_model.score(vector, weights),
-        fresh.outcome_model.score(vector, weights),
+        policy.outcome_model.score(vector),
+        fresh.outcome_model.score(vector),
         strict=True,
     ):
         np.testing.assert_allclose(got, expected, atol=1e-9)
@@ -162,9 +161,9 @@ def test_linear_heads_agree_with_ridge_regression() -> None:
     )
     optimism = np.eye(SIZE)[0]
     expected = np.linalg.solve(matrix.T @ matrix + np.eye(SIZE), matrix.T @ quality + optimism)
-    only_quality = np.array([1.0, 0, 0, 0, 0, 0])
+    policy.objective = Objective(Weights(quality=1, cost=0, latency=0))
     vector = features(9)
-    mean, std = policy.outcome_model.score(vector, only_quality)
+    mean, std = policy.outcome_model.score(vector)
     assert mean[0] == pytest.approx(vector @ expected, abs=1e-9)
     assert std[0] < std[1]
 

@@ -69,6 +69,7 @@ class Policy:
     def objective(self, objective: Objective) -> None:
         self._objective = objective
         self._target_weights = objective.target_weights()
+        self.outcome_model.refresh(self._target_weights)
 
     def probabilities(
         self,
@@ -93,7 +94,7 @@ class Policy:
         Shape (arms,), sum 1; 0 for arms that are no candidates, else at least
         ``uniform_share / candidates``.
         """
-        mean, std = self.outcome_model.score(features, self._target_weights)
+        mean, std = self.outcome_model.score(features)
         if candidates is None and not set_aside:
             chosen = self.exploration.probabilities(mean, std)
             chosen *= 1.0 - self.uniform_share
@@ -119,7 +120,7 @@ class Policy:
                 self._objective.targets(seen.before),
                 self._objective.targets(seen.after),
             )
-        self.outcome_model.refresh()
+        self.outcome_model.refresh(self._target_weights)
 
     def to_bytes(self) -> bytes:
         """Everything learned, the same bytes for the same state."""
@@ -149,6 +150,7 @@ class Policy:
         if lineage != self.lineage:
             raise IncompatibleState(f"state of lineage {lineage}, this policy is {self.lineage}")
         self.outcome_model.restore(arrays)
+        self.outcome_model.refresh(self._target_weights)
 
 
 def draw(probabilities: Vector, uniform: float) -> int:

@@ -39,17 +39,20 @@ class OutcomeModel(Protocol):
     def learn(self, arm: int, features: Vector, before: Targets, after: Targets) -> None:
         """Apply one decision's change of targets, in the order of TARGETS."""
 
-    def refresh(self) -> None:
-        """Bring predictions up to date with what was learned."""
+    def refresh(self, target_weights: Vector) -> None:
+        """Bring `score` up to date with what was learned, for this objective."""
 
-    def score(self, features: Vector, target_weights: Vector) -> tuple[Vector, Vector]:
-        """Mean and standard error, each of shape (arms,), of ``target_weights @ targets``."""
+    def score(self, features: Vector) -> tuple[Vector, Vector]:
+        """Mean and standard error, each of shape (arms,), of ``target_weights @ targets``.
+
+        The targets are taken as independent of each other.
+        """
 
     def state(self) -> dict[str, npt.NDArray[np.float64]]:
         """The sums that make up everything learned."""
 
     def restore(self, state: dict[str, npt.NDArray[np.float64]]) -> None:
-        """Take the sums that `state` gave, then refresh."""
+        """Take the sums that `state` gave; `score` follows at the next `refresh`."""
 
 
 class LinearHeads:
@@ -83,10 +86,8 @@ class LinearHeads:
         self._coefficients = np.zeros((targets, arms, size))
         self._coefficients[:, :, 0] = _PRIOR_MEAN[:, None]
         self._stale: set[tuple[int, int]] = set()
-        self._weights: Vector | None = None
         self._score_matrix: Matrix = np.zeros((arms + arms * size, size))
         """Row by row: the score's coefficients of each arm, then the covariance of each arm."""
-        self._moved = True
 
     def learn(self, arm: int, features: Vector, before: Targets, after: Targets) -> None:
         """Apply the change of one decision; predictions follow at the next `refresh`."""
@@ -106,11 +107,18 @@ class LinearHeads:
             self._squares[target, arm] += new_value**2 - old_value**2
             self._stale.add((PART_OF_TARGET[target], arm))
 
-    def refresh(self) -> None:
-        """Solve anew for every arm and part that changed."""
-        if not self._stale:
-            return
-        stale = sorted(self._stale)
+    def refresh(self, target_weights: Vector) -> None:
+        """Solve anew for every arm and part that changed, then fold the objective in."""
+        if self._stale:
+            self._solve(sorted(self._stale))
+            self._stale.clear()
+        coefficients = np.tensordot(target_weights, self._coefficients, axes=1)
+        share = np.bincount(_PART, target_weights**2 * self.noise(), minlength=len(PARTS))
+        used = np.flatnonzero(share)
+        covariance = np.tensordot(share[used], self._covariance[used], axes=1)
+        self._score_matrix = np.vstack([coefficients, covariance.reshape(-1, self.size)])
+
+    def _solve(self, stale: list[tuple[int, int]]) -> None:
         rows = tuple(np.array(stale).T)
         prior = self.ridge * np.eye(self.size)
         self._covariance[rows] = np.linalg.inv(self._gram[rows] + prior)
@@ -119,37 +127,31 @@ class LinearHeads:
             moment = self._moment[targets, arm].copy()
             moment[:, 0] += self.ridge * _PRIOR_MEAN[targets]
             self._coefficients[targets, arm] = moment @ self._covariance[part, arm]
-        self._stale.clear()
-        self._moved = True
 
     def noise(self) -> Vector:
-        """Shape (len(TARGETS),): estimated variance of each target around its prediction."""
+        """Shape (len(TARGETS),): estimated variance of each target around its prediction.
+
+        It is the scale of the normal-inverse-gamma posterior, pooled over arms:
+        ``sum(y^2) + ridge m^2 - theta . (sum(y x) + ridge m e)`` for a prior mean ``m`` of the
+        coefficient of the constant ``e`` (Gelman et al., Bayesian Data Analysis, 14.8).
+        """
+        pull = self.ridge * _PRIOR_MEAN
         explained = (self._moment * self._coefficients).sum(axis=(1, 2))
-        residual = np.maximum(self._squares.sum(axis=1) - explained, 0.0)
+        explained += pull * self._coefficients[:, :, 0].sum(axis=1)
+        total = self._squares.sum(axis=1) + self.arms * pull * _PRIOR_MEAN
+        residual = np.maximum(total - explained, 0.0)
         count = self._count.sum(axis=1)[_PART]
         noise: Vector = (residual + _PRIOR_NOISE * _PRIOR_NOISE_WEIGHT) / (
             count + _PRIOR_NOISE_WEIGHT
         )
         return noise
 
-    def score(self, features: Vector, target_weights: Vector) -> tuple[Vector, Vector]:
-        """Mean and standard error of the weighted sum of targets, targets taken as independent."""
-        if self._moved or self._weights is not target_weights:
-            self._combine(target_weights)
+    def score(self, features: Vector) -> tuple[Vector, Vector]:
+        """Mean and standard error of the weighted sum of targets."""
         # One product for everything: at these sizes a call costs more than its arithmetic.
         product = self._score_matrix.dot(features)
         spread = product[self.arms :].reshape(self.arms, self.size).dot(features)
         return product[: self.arms], np.sqrt(spread)
-
-    def _combine(self, target_weights: Vector) -> None:
-        """Fold the objective into one linear form and one covariance an arm, ahead of decisions."""
-        coefficients = np.tensordot(target_weights, self._coefficients, axes=1)
-        share = np.bincount(_PART, target_weights**2 * self.noise(), minlength=len(PARTS))
-        used = np.flatnonzero(share)
-        covariance = np.tensordot(share[used], self._covariance[used], axes=1)
-        self._score_matrix = np.vstack([coefficients, covariance.reshape(-1, self.size)])
-        self._weights = target_weights
-        self._moved = False
 
     def state(self) -> dict[str, npt.NDArray[np.float64]]:
         """Sums of outer products, of target x features, of squares, and counts."""
@@ -161,13 +163,12 @@ class LinearHeads:
         }
 
     def restore(self, state: dict[str, npt.NDArray[np.float64]]) -> None:
-        """Take the sums that `state` gave, then solve."""
+        """Take the sums that `state` gave."""
         self._gram[:] = state["gram"]
         self._moment[:] = state["moment"]
         self._squares[:] = state["squares"]
         self._count[:] = state["count"]
         self._stale = {(part, arm) for part in range(len(PARTS)) for arm in range(self.arms)}
-        self.refresh()
 
 
 class MeanHeads:
@@ -186,9 +187,7 @@ class MeanHeads:
         self._squares = np.zeros((len(TARGETS), arms))
         self._count = np.zeros((len(PARTS), arms))
         self._is_beta = np.array([name in ("quality", "feedback") for name in TARGETS])[:, None]
-        self._mean: Matrix = np.zeros((len(TARGETS), arms))
-        self._variance: Matrix = np.zeros((len(TARGETS), arms))
-        self.refresh()
+        self._score = (np.zeros(arms), np.zeros(arms))
 
     def learn(self, arm: int, features: Vector, before: Targets, after: Targets) -> None:
         """Apply the change of one decision; features are not looked at."""
@@ -199,8 +198,8 @@ class MeanHeads:
             self._sum[target, arm] += new_value - old_value
             self._squares[target, arm] += new_value**2 - old_value**2
 
-    def refresh(self) -> None:
-        """Posterior mean and variance of every target and arm."""
+    def refresh(self, target_weights: Vector) -> None:
+        """Posterior mean and variance of every target and arm, weighted."""
         count = self._count[_PART]
         beta_mean = (1.0 + self._sum) / (2.0 + count)
         beta_variance = beta_mean * (1.0 - beta_mean) / (3.0 + count)
@@ -209,13 +208,13 @@ class MeanHeads:
         pooled = (spread.sum(axis=1, keepdims=True) + _PRIOR_NOISE * _PRIOR_NOISE_WEIGHT) / (
             count.sum(axis=1, keepdims=True) + _PRIOR_NOISE_WEIGHT
         )
-        self._mean = np.where(self._is_beta, beta_mean, mean)
-        self._variance = np.where(self._is_beta, beta_variance, pooled / (1.0 + count))
+        variance = np.where(self._is_beta, beta_variance, pooled / (1.0 + count))
+        score = target_weights @ np.where(self._is_beta, beta_mean, mean)
+        self._score = (score, np.sqrt(target_weights**2 @ variance))
 
-    def score(self, features: Vector, target_weights: Vector) -> tuple[Vector, Vector]:
-        """Mean and standard error of the weighted sum of targets, targets taken as independent."""
-        variance: Vector = target_weights**2 @ self._variance
-        return target_weights @ self._mean, np.sqrt(variance)
+    def score(self, features: Vector) -> tuple[Vector, Vector]:
+        """Mean and standard error of the weighted sum of targets, whatever the features."""
+        return self._score
 
     def state(self) -> dict[str, npt.NDArray[np.float64]]:
         """Sums of targets, of their squares, and counts."""
@@ -226,4 +225,3 @@ class MeanHeads:
         self._sum[:] = state["sum"]
         self._squares[:] = state["squares"]
         self._count[:] = state["count"]
-        self.refresh()

@@ -1,0 +1,53 @@
+"""What the ledger knows of decisions, read for people and reports (not by the learner)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+import psycopg
+
+from optimizer.records import Outcome
+
+__all__ = ["outcomes_frame", "recent_outcomes"]
+
+
+def recent_outcomes(
+    connection: psycopg.Connection[Any], decision_point: str, limit: int
+) -> list[Outcome]:
+    """What is known of the decisions that the last ``limit`` events were about, newest first."""
+    rows = connection.execute(
+        "SELECT DISTINCT ON (decision_id) position, known_after FROM (SELECT decision_id, position,"
+        " known_after FROM rewards WHERE decision_point = %s ORDER BY position DESC LIMIT %s) last "
+        "ORDER BY decision_id, position DESC",
+        (decision_point, limit),
+    ).fetchall()
+    return [Outcome(*known) for _, known in sorted(rows, reverse=True, key=lambda row: row[0])]
+
+
+def outcomes_frame(dsn: str, decision_point: str, start: datetime, end: datetime) -> pd.DataFrame:
+    """Every logged decision of a time span with what is known about its outcome.
+
+    Returns
+    -------
+    One row a decision in time order: decided_at (UTC), model, role, propensity, policy_version,
+    quality, cost_usd, latency_s, feedback; NaN where unknown.
+    """
+    query = """
+        SELECT d.decided_at, d.model, d.role, d.propensity, d.policy_version,
+               r.known_after[1], r.known_after[2], r.known_after[3], r.known_after[4]
+        FROM decisions d LEFT JOIN LATERAL (
+            SELECT known_after FROM rewards r WHERE r.decision_id = d.decision_id
+            ORDER BY position DESC LIMIT 1) r ON true
+        WHERE d.decision_point = %s AND d.decided_at >= %s AND d.decided_at < %s
+        ORDER BY d.decided_at, d.decision_id
+    """
+    numbers = ["propensity", "policy_version", "quality", "cost_usd", "latency_s", "feedback"]
+    columns = ["decided_at", "model", "role", *numbers]
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute(query, (decision_point, start, end)).fetchall()
+    frame = pd.DataFrame(rows, columns=columns)
+    frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
+    frame[numbers] = frame[numbers].astype(float)
+    return frame
