@@ -16,9 +16,10 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 
+from optimizer.features import SIDE_COLUMNS
+
 __all__ = [
     "OBJECTS",
-    "REQUEST_FEATURES",
     "STATISTICS_TTL_S",
     "arm",
     "arm_statistics",
@@ -28,18 +29,6 @@ __all__ = [
 ]
 
 STATISTICS_TTL_S = 3600
-
-REQUEST_FEATURES = (
-    "input_tokens_log",
-    "output_tokens_log",
-    "priority",
-    "digit_share",
-    "hour_sin",
-    "hour_cos",
-    "weekday_sin",
-    "weekday_cos",
-)
-"""Names that `optimizer.features.FeatureEncoder` gives its columns."""
 
 arm = Entity(
     name="arm",
@@ -93,14 +82,14 @@ request = RequestSource(
 
 @on_demand_feature_view(  # type: ignore[untyped-decorator]
     sources=[request],
-    schema=[Field(name=name, dtype=Float64) for name in REQUEST_FEATURES],
+    schema=[Field(name=name, dtype=Float64) for name in SIDE_COLUMNS],
     mode="python",
     description="Request and cyclical time features, by the function that live decisions use",
 )
 def request_features(inputs: dict[str, list[Any]]) -> dict[str, list[float]]:
     """Columns of request fields to columns of features, a row for each request."""
     # Feast keeps this function's text alone: what it needs, it imports itself.
-    from optimizer.features import FeatureEncoder
+    from optimizer.features import SIDE_COLUMNS, FeatureEncoder
     from optimizer.records import Context
 
     encoder = FeatureEncoder((), 0)
@@ -116,7 +105,7 @@ def request_features(inputs: dict[str, list[Any]]) -> dict[str, list[float]]:
     return {
         name: list(column)
         for name, column in zip(encoder.names, zip(*vectors, strict=True), strict=True)
-        if not name.startswith(("constant", "task=", "hashed_"))
+        if name in SIDE_COLUMNS
     }
 
 

@@ -11,10 +11,22 @@ import numpy as np
 from optimizer.errors import InvalidInput
 from optimizer.records import Context, Vector
 
-__all__ = ["PRIORITIES", "FeatureEncoder", "pack", "unpack"]
+__all__ = ["PRIORITIES", "SIDE_COLUMNS", "FeatureEncoder", "pack", "unpack"]
 
 PRIORITIES = ("low", "standard", "high")
 _PRIORITY_VALUE = {"low": -1.0, "standard": 0.0, "high": 1.0}
+
+SIDE_COLUMNS = (
+    "input_tokens_log",
+    "output_tokens_log",
+    "priority",
+    "digit_share",
+    "hour_sin",
+    "hour_cos",
+    "weekday_sin",
+    "weekday_cos",
+)
+"""Columns of the request and of the time, beside task, hashed fields and embedding."""
 
 _CHARACTERS_PER_TOKEN = 4.0
 _TYPICAL_LOG_TOKENS = 5.0
@@ -53,24 +65,14 @@ class FeatureEncoder:
         self.embedding_size = embedding_size
         self._column = {task: 1 + index for index, task in enumerate(self.tasks)}
         self._other = 1 + len(self.tasks)
-        side = (
-            "input_tokens_log",
-            "output_tokens_log",
-            "priority",
-            "digit_share",
-            "hour_sin",
-            "hour_cos",
-            "weekday_sin",
-            "weekday_cos",
-        )
         self._side = self._other + 1
-        self._hashed = self._side + len(side)
+        self._hashed = self._side + len(SIDE_COLUMNS)
         self._embedding = self._hashed + _HASHED_COLUMNS
         self.names: tuple[str, ...] = (
             "constant",
             *(f"task={task}" for task in self.tasks),
             "task=(other)",
-            *side,
+            *SIDE_COLUMNS,
             *(f"hashed_{index}" for index in range(_HASHED_COLUMNS)),
             *(f"embedding_{index}" for index in range(embedding_size)),
         )
@@ -107,7 +109,7 @@ class FeatureEncoder:
         hour = (now_s % 86400.0) / 86400.0 * math.tau
         weekday = ((now_s / 86400.0 + 3.0) % 7.0) / 7.0 * math.tau
         side = self._side
-        vector[side : side + 8] = (
+        vector[side : side + len(SIDE_COLUMNS)] = (
             _SIDE_SCALE * _centred_log(tokens),
             _SIDE_SCALE * _centred_log(context.expected_output_tokens),
             _SIDE_SCALE * _PRIORITY_VALUE.get(context.priority or "standard", 0.0),

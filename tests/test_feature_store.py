@@ -12,10 +12,10 @@ import yaml
 
 from feature_repo.aggregates import ArmFeatures
 from feature_repo.connections import offline_store, online_store, registry_url, repo_config
-from feature_repo.definitions import OBJECTS, REQUEST_FEATURES, arm_statistics, request_features
+from feature_repo.definitions import OBJECTS, arm_statistics, request_features
 from feature_repo.store import FeatureStoreClient
 from optimizer.errors import InvalidSettings, Unavailable
-from optimizer.features import FeatureEncoder
+from optimizer.features import SIDE_COLUMNS, FeatureEncoder
 from optimizer.records import Context
 from optimizer.settings import Settings
 
@@ -97,13 +97,13 @@ def test_history_adds_request_features_where_requests_are_given(client):
     encoder = FeatureEncoder((), 0)
     context = Context("Add 12 and 30", None, 10, 5, "high")
     expected = dict(zip(encoder.names, encoder.encode(context, None, at_s), strict=True))
-    for name in REQUEST_FEATURES:
+    for name in SIDE_COLUMNS:
         assert joined.loc["chat/small", name] == expected[name]
 
 
 def test_request_features_are_all_those_of_the_encoder():
-    assert [field.name for field in request_features.features] == list(REQUEST_FEATURES)
-    assert set(REQUEST_FEATURES) <= set(FeatureEncoder((), 0).names)
+    assert [field.name for field in request_features.features] == list(SIDE_COLUMNS)
+    assert set(SIDE_COLUMNS) <= set(FeatureEncoder((), 0).names)
 
 
 def test_arm_features_are_the_columns_of_the_view():
@@ -224,7 +224,7 @@ def test_the_feast_command_applies_and_lists(settings, tmp_path):
             [feast, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=200
         )
         assert result.returncode == 0, result.stderr
-    for name in (*ArmFeatures.__slots__, *REQUEST_FEATURES):
+    for name in (*ArmFeatures.__slots__, *SIDE_COLUMNS):
         assert name in result.stdout
 
 
