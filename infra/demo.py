@@ -46,6 +46,7 @@ class Sent:
     decision_s: float
     fallback: bool
     policy_version: int
+    control: bool
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def summarise(run: DemoRun) -> dict[str, Any]:
         "decision_point": run.decision_point,
         "requests": len(sent),
         **means,
+        "without_control": _means([one for one in sent if not one.control] or sent),
+        "control_share": sum(one.control for one in sent) / len(sent),
         "last_third": _means(sent[-(len(sent) // 3 or 1) :]),
         "baselines": {
             **rules,
@@ -221,6 +224,7 @@ class _Driver:
     ) -> Sent:
         """One decision and its reward."""
         recorded = self._recorded
+        models = len(self._settings.decision_point(name).arms)
         body = {
             "decision_point": name,
             "context": {"prompt": recorded.prompts[row], "task": recorded.tasks[row]},
@@ -250,6 +254,8 @@ class _Driver:
             took_s,
             decision["fallback"],
             decision["policy_version"],
+            # The control draws every arm with the same probability; no policy does so exactly.
+            decision["propensity"] == 1.0 / models,
         )
 
     async def _call(

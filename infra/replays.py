@@ -132,6 +132,9 @@ def comparison_table(ours: str, result: dict[str, Any], title: str) -> Table:
         )
 
     line(ours, result, "bold")
+    if "without_control" in result:
+        share = f"{100 * result['control_share']:.0f} %"
+        line(f"  without the uniform control ({share})", result["without_control"])
     line("  its last third", result["last_third"])
     rules = result["baselines"]
     for name, label in _RULES.items():
