@@ -208,8 +208,8 @@ class Learner:
             rows = ledger.read(connection, self._point.name, self.position, self._batch)
             if rows:
                 fold(self._policy, self._encoder.schema_id, rows, self.skipped)
-                self.position = rows[-1].position
                 self._count(rows)
+                self.position = rows[-1].position
             self._publish()
             self._save(connection)
             self._close_windows(connection)

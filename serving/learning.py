@@ -23,6 +23,8 @@ __all__ = ["Learning"]
 
 _LOG = logging.getLogger(__name__)
 _PUSH_EVERY_S = 0.25
+_PUSH_UNCHANGED_S = 5.0
+"""Without new rewards only the decay goes on."""
 _LOG_EVERY_S = 10.0
 _REGISTRY_RETRY_S = 5.0
 
@@ -137,6 +139,7 @@ class Learning:
 
         store: FeatureStoreClient | None = None
         logged_at = 0.0
+        pushed: dict[str, tuple[int, float]] = {}
         while not self._stop.wait(_PUSH_EVERY_S):
             try:
                 if store is None:
@@ -144,11 +147,16 @@ class Learning:
                     store.apply()
                 now = time.time()
                 for name, learner in self._learners.items():
+                    position, at = pushed.get(name, (-1, 0.0))
+                    if position == learner.position and now - at < _PUSH_UNCHANGED_S:
+                        continue
+                    position = learner.position
                     with learner.statistics_lock:
                         values = learner.statistics.values(now)
                     if not values:
                         continue
                     store.push(name, values, now)
+                    pushed[name] = (position, now)
                     if now - logged_at >= _LOG_EVERY_S:
                         store.log(name, values, now)
                 if now - logged_at >= _LOG_EVERY_S:

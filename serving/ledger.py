@@ -108,6 +108,9 @@ class LedgerRow:
 
 def create_tables(connection: psycopg.Connection[Any]) -> None:
     """Create what is missing; safe when several processes start at once."""
+    row = connection.execute("SELECT to_regclass('learner_checkpoints')").fetchone()
+    if row is not None and row[0] is not None:  # the last of them: all are there
+        return
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_TABLES_LOCK,))
         connection.execute(_TABLES)
