@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import signal
 import socket
 import subprocess
@@ -99,10 +100,18 @@ def find_free_port() -> Callable[[], int]:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody uses now.
+
+    It is below those that systems give to outgoing connections, of which Ray opens dozens while a
+    platform starts.
+    """
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port := random.randrange(12_000, 28_000)))
+            except OSError:
+                continue
+            return port
 
 
 def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
