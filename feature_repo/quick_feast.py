@@ -11,8 +11,6 @@ from typing import Any
 
 import typeguard
 
-__all__ = ["FEAST_IS_LOADED"]
-
 
 def _unchecked(target: Any = None, **options: Any) -> Any:
     return target if target is not None else lambda late: late
@@ -26,5 +24,3 @@ try:
     import feast.on_demand_feature_view  # noqa: F401
 finally:
     typeguard.typechecked = _checked
-
-FEAST_IS_LOADED = True

@@ -254,7 +254,7 @@ class _Driver:
             took_s,
             decision["fallback"],
             decision["policy_version"],
-            # The control draws every arm with the same probability; no policy does so exactly.
+            # The control draws every arm alike; of the policies only `random` does, too.
             decision["propensity"] == 1.0 / models,
         )
 

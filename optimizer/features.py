@@ -11,9 +11,8 @@ import numpy as np
 from optimizer.errors import InvalidInput
 from optimizer.records import Context, Vector
 
-__all__ = ["PRIORITIES", "SIDE_COLUMNS", "FeatureEncoder", "pack", "unpack"]
+__all__ = ["SIDE_COLUMNS", "FeatureEncoder", "pack", "unpack"]
 
-PRIORITIES = ("low", "standard", "high")
 _PRIORITY_VALUE = {"low": -1.0, "standard": 0.0, "high": 1.0}
 
 SIDE_COLUMNS = (

