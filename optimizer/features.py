@@ -31,6 +31,7 @@ _CHARACTERS_PER_TOKEN = 4.0
 _TYPICAL_LOG_TOKENS = 5.0
 
 _HASHED_COLUMNS = 8
+_GRID = 4096.0
 _SIDE_SCALE = 0.3
 """Side features are kept small beside the constant and the task, so that under a unit prior they
 widen the uncertainty of a new arm only a little."""
@@ -76,6 +77,13 @@ class FeatureEncoder:
             *(f"embedding_{index}" for index in range(embedding_size)),
         )
         self.size = len(self.names)
+        self.groups: tuple[int, ...] = (
+            0,
+            *(1 for _ in range(self._side - 1)),
+            *(2 for _ in range(self.size - self._side)),
+        )
+        """For each feature whether it is the constant, a category (a task) or a detail, as an index
+        of `optimizer.policies.linear.GROUPS`."""
         digest = hashlib.blake2b("\n".join(self.names).encode(), digest_size=4)
         self.schema_id = int.from_bytes(digest.digest(), "big")
         """Names this layout of columns; a token made with another layout is not learned from."""
@@ -94,8 +102,8 @@ class FeatureEncoder:
 
         Returns
         -------
-        Shape (size,), rounded to what a float16 holds, so that a decision token carries them
-        exactly.
+        Shape (size,), rounded to 1/4096 and to what a float16 holds: a decision token carries them
+        exactly, and sums of their products are exact (see `optimizer.policies.sums`).
         """
         vector = np.zeros(self.size)
         vector[0] = 1.0
@@ -123,7 +131,8 @@ class FeatureEncoder:
             vector[self._hashed + column] += _SIDE_SCALE * amount
         if embedding is not None and self.embedding_size:
             vector[self._embedding :] = embedding
-        return vector.astype(np.float16).astype(np.float64)
+        grid: Vector = np.round(vector * _GRID) / _GRID
+        return grid.astype(np.float16).astype(np.float64)
 
 
 def unpack(packed: bytes) -> Vector:

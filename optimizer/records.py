@@ -132,9 +132,16 @@ class Observation:
         Index of the arm that was chosen, in the policy's order.
     features
         Shape (d,), as the decision saw them.
+    version
+        The policy version that decided, which is a ledger position.
+    position
+        Where this change stands in the ledger. Policies that forget need both; without them all
+        observations count as of one time.
     """
 
     arm: int
     features: Vector
     before: Outcome
     after: Outcome
+    version: int = 0
+    position: int = 0

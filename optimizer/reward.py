@@ -87,13 +87,28 @@ class Objective:
     cost_cap_usd, latency_cap_s
         Above 0, or None where this decision point has no cost or no latency at all: the weights
         are then renormalised over the other parts.
+    quality_floor
+        In (0, 1], or None. Policies then look for the least cost at this share of the best arm's
+        quality, and the weights make only the reward that people read.
+    budget_usd
+        Above 0, or None. Policies then look for the highest quality at this mean cost a request.
     """
 
     weights: Weights
     cost_cap_usd: float | None = None
     latency_cap_s: float | None = None
+    quality_floor: float | None = None
+    budget_usd: float | None = None
 
     def __post_init__(self) -> None:
+        if self.quality_floor is not None and not 0 < self.quality_floor <= 1:
+            raise InvalidInput("quality_floor", self.quality_floor, "a share in (0, 1]")
+        if self.budget_usd is not None and not (
+            np.isfinite(self.budget_usd) and self.budget_usd > 0
+        ):
+            raise InvalidInput("budget_usd", self.budget_usd, "US dollars a request, above 0")
+        if self.quality_floor is not None and self.budget_usd is not None:
+            raise InvalidInput("budget_usd", self.budget_usd, "a floor or a budget, not both")
         for name in ("cost_cap_usd", "latency_cap_s"):
             cap = getattr(self, name)
             if cap is not None and not (np.isfinite(cap) and cap > 0):
@@ -102,6 +117,16 @@ class Objective:
             raise InvalidInput(
                 "weights", self.weights.values(), "all the weight is on parts without a cap"
             )
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a floor or a budget stands in the place of weights."""
+        return self.quality_floor is not None or self.budget_usd is not None
+
+    @property
+    def cost_ceiling(self) -> float | None:
+        """The budget in the units of the target ``cost``."""
+        return None if self.budget_usd is None else self.budget_usd / (self.cost_cap_usd or 1.0)
 
     def shares(self) -> tuple[float, ...]:
         """Weight of each part after renormalising over those that count, in the order of PARTS."""
@@ -118,19 +143,30 @@ class Objective:
         quality, cost, latency, feedback = self.shares()
         return np.array([quality, 0.0, 0.0, feedback, cost, latency])
 
-    def targets(self, outcome: Outcome) -> tuple[float | None, ...]:
-        """The targets that ``outcome`` reveals, in the order of TARGETS; None where unknown."""
-        cost = None if outcome.cost_usd is None else outcome.cost_usd / (self.cost_cap_usd or 1.0)
-        latency = (
-            None if outcome.latency_s is None else outcome.latency_s / (self.latency_cap_s or 1.0)
-        )
-        return (
-            outcome.quality,
-            cost,
-            latency,
-            outcome.feedback,
-            None if cost is None else 1.0 - min(cost, 1.0),
-            None if latency is None else 1.0 - min(latency, 1.0),
+    def target_table(self, parts: Matrix) -> Matrix:
+        """The targets that outcomes reveal, in the order of TARGETS.
+
+        Parameters
+        ----------
+        parts
+            Shape (n, len(PARTS)), NaN where unknown.
+
+        Returns
+        -------
+        Shape (n, len(TARGETS)), NaN where unknown.
+        """
+        quality, cost, latency, feedback = parts.T
+        cost = cost / (self.cost_cap_usd or 1.0)
+        latency = latency / (self.latency_cap_s or 1.0)
+        return np.column_stack(
+            [
+                quality,
+                cost,
+                latency,
+                feedback,
+                1.0 - np.minimum(cost, 1.0),
+                1.0 - np.minimum(latency, 1.0),
+            ]
         )
 
     def reward(self, outcome: Outcome) -> float | None:
@@ -145,11 +181,12 @@ class Objective:
         True
         """
         total = 0.0
-        targets = self.targets(outcome)
+        parts = np.array([outcome.values()], dtype=float)
+        targets = self.target_table(parts)[0].tolist()
         for weight, target in zip(self.target_weights().tolist(), targets, strict=True):
             if weight == 0.0:
                 continue
-            if target is None:
+            if np.isnan(target):
                 return None
             total += weight * target
         return total

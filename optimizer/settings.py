@@ -84,6 +84,13 @@ class DecisionPoint(_Strict):
     latency_cap_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="latency at which a request earns nothing"
     )
+    quality_floor: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="look for the least cost at this share of the best arm's quality, in place of "
+        "the weights, which then make only the reward that people read",
+    )
     policy: PolicySettings = Field(PolicySettings(), description="how it decides")
     control_share: float = Field(
         0.05, ge=0, le=0.5, description="permanent share of units that are decided uniformly"
@@ -118,7 +125,7 @@ class DecisionPoint(_Strict):
 
     def objective(self) -> Objective:
         """What is maximised here."""
-        return Objective(self.weights, self.cost_cap_usd, self.latency_cap_s)
+        return Objective(self.weights, self.cost_cap_usd, self.latency_cap_s, self.quality_floor)
 
     @property
     def static_index(self) -> int:

@@ -23,13 +23,16 @@ class PolicyDescription(BaseModel):
     >>> description.arm_names
     ('small',)
     >>> description.policy().name
-    'linucb'
+    'randucb'
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     decision_point: DecisionPoint
     feature_names: tuple[str, ...] = Field(min_length=1, description="names, in their order")
+    feature_groups: tuple[int, ...] | None = Field(
+        None, description="what each feature is, see `FeatureEncoder.groups`"
+    )
     schema_id: int = Field(0, ge=0, description="`FeatureEncoder.schema_id` of that layout")
 
     @property
@@ -57,4 +60,5 @@ class PolicyDescription(BaseModel):
             point.objective(),
             static_arm=point.static_index,
             schema_id=self.schema_id,
+            groups=self.feature_groups,
         )

@@ -71,7 +71,12 @@ def fold(
         else:
             observations.append(
                 Observation(
-                    index[decision.arm_id], unpack(decision.features), row.before, row.after
+                    index[decision.arm_id],
+                    unpack(decision.features),
+                    row.before,
+                    row.after,
+                    decision.policy_version,
+                    row.position,
                 )
             )
     policy.learn(observations)
@@ -241,7 +246,7 @@ class Learner:
             self._point.name,
             self._policy.lineage,
             self.position,
-            self._policy.to_bytes(),
+            self._policy.snapshot(),
             os.getpid(),
             time.time(),
         )

@@ -126,6 +126,7 @@ class Learning:
             PolicyDescription(
                 decision_point=point,
                 feature_names=encoder.names,
+                feature_groups=encoder.groups,
                 schema_id=encoder.schema_id,
             ),
             state,

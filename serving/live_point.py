@@ -15,8 +15,7 @@ import msgspec
 from feature_repo.embedding import Embedder
 from optimizer.errors import IncompatibleState, UnknownName
 from optimizer.features import FeatureEncoder, pack
-from optimizer.policies import Policy, make_policy
-from optimizer.policies.base import draw
+from optimizer.policies import Policy, draw, make_policy
 from optimizer.records import Context
 from optimizer.settings import DecisionPoint
 from serving.decision_log import LoggedDecision
@@ -43,6 +42,7 @@ def make_point_policy(point: DecisionPoint, encoder: FeatureEncoder) -> Policy:
         point.objective(),
         static_arm=point.static_index,
         schema_id=encoder.schema_id,
+        groups=encoder.groups,
     )
 
 
@@ -114,7 +114,7 @@ class LivePoint:
             _LOG.info("%s: snapshot of other settings is left alone", self.point.name)
             return False
         try:
-            policy.from_bytes(snapshot.state)
+            policy.use_snapshot(snapshot.state)
         except IncompatibleState as error:
             _LOG.error("%s: snapshot refused: %s", self.point.name, error)
             return False

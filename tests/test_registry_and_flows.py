@@ -181,7 +181,7 @@ def test_anybody_can_load_the_champion_and_ask_it(mlflow_url: str) -> None:
 
 
 def test_state_of_another_policy_is_refused(mlflow_url: str) -> None:
-    other = learned(description("other", policy={"ridge": 3.0}), 1)
+    other = learned(description("other", policy={"horizon": 500.0}), 1)
     with pytest.raises(IncompatibleState, match="lineage"):
         PolicyRegistry(mlflow_url).publish(description("other"), other, position=1, metrics={})
 

@@ -3,23 +3,24 @@
 The names people use are names of combinations, see `make_policy`.
 """
 
-from optimizer.policies.base import Policy
-from optimizer.policies.exploration import Exploration, Greedy, Static, Thompson, Ucb, Uniform
-from optimizer.policies.names import POLICY_NAMES, PolicySettings, make_policy
-from optimizer.policies.outcome_models import LinearHeads, MeanHeads, OutcomeModel
+from optimizer.policies.base import OutcomeModel, Policy, draw
+from optimizer.policies.names import (
+    COMBINATIONS,
+    EXPLORATIONS,
+    MODELS,
+    POLICY_NAMES,
+    PolicySettings,
+    make_policy,
+)
 
 __all__ = [
+    "COMBINATIONS",
+    "EXPLORATIONS",
+    "MODELS",
     "POLICY_NAMES",
-    "Exploration",
-    "Greedy",
-    "LinearHeads",
-    "MeanHeads",
     "OutcomeModel",
     "Policy",
     "PolicySettings",
-    "Static",
-    "Thompson",
-    "Ucb",
-    "Uniform",
+    "draw",
     "make_policy",
 ]

@@ -5,18 +5,82 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
 from optimizer.errors import IncompatibleState, InvalidInput
 from optimizer.policies.exploration import Exploration
-from optimizer.policies.outcome_models import OutcomeModel
-from optimizer.records import Observation, Vector
+from optimizer.policies.forgetting import Forgetting
+from optimizer.policies.price import Price
+from optimizer.policies.sums import Rows, State, Sums
+from optimizer.records import Matrix, Observation, Vector
 from optimizer.reward import Objective
 
-__all__ = ["Policy", "draw"]
+__all__ = ["OutcomeModel", "Policy", "draw"]
+
+_SHORTEST_BLOCK, _LONGEST_BLOCK, _GROWTH = 32, 1000, 8
+"""Variances are estimated anew after 32 rewards, later after an eighth of those learned, at last
+after every 1,000: where a block ends depends on the number of rewards alone."""
+
+_PRICED_EVERY = 16
+"""Rewards after which a price is looked for anew."""
+
+_PROBE_SHARE = 0.05
+"""Share of requests for the arm that a quality floor has to know better, see `Price.probe`."""
+
+
+class OutcomeModel(Protocol):
+    """Predicts the score of every arm under a linear objective."""
+
+    arms: int
+    sums: Sums
+
+    def learn(self, rows: Rows) -> None:
+        """Apply changes of targets."""
+
+    def settle(self) -> None:
+        """A block of rewards is complete: estimate what is estimated once a block."""
+
+    def scale(self, factor: float | Vector) -> None:
+        """Forget a part of what was learned, one factor or shape (arms,)."""
+
+    def surprises(self, rows: Rows) -> Matrix:
+        """Shape (n, targets): standardised errors of the predictions of the last `settle`."""
+
+    def refresh(self, target_weights: Vector) -> None:
+        """Bring `score` up to date with what was learned, for this objective."""
+
+    def score(self, features: Vector) -> tuple[Vector, Vector]:
+        """Mean and standard error, each of shape (arms,), of ``target_weights @ targets``.
+
+        The targets are taken as independent of each other.
+        """
+
+    def score_many(self, features: Matrix) -> tuple[Matrix, Matrix]:
+        """`score` of many requests, each of shape (n, arms)."""
+
+    def expect(self, target: int, features: Matrix) -> Matrix:
+        """Shape (n, arms): the expected value of one target."""
+
+    def doubt(self, target: int, features: Matrix) -> Matrix:
+        """Shape (n, arms): the standard error of `expect`."""
+
+    def state(self) -> State:
+        """Everything learned."""
+
+    def restore(self, state: State) -> None:
+        """Take what `state` gave; `score` follows at the next `refresh`."""
+
+    def scoring(self) -> State:
+        """What `score` needs and nothing else."""
+
+    def use(self, scoring: State) -> None:
+        """Take what `scoring` gave."""
+
+    def choose(self, rows: Sequence[int | None]) -> None:
+        """Change the arms: each is the one that was at that index, None a new one."""
 
 
 class Policy:
@@ -28,14 +92,16 @@ class Policy:
         Name of the combination, for people.
     arm_ids
         Stable ids, see `optimizer.records.Arm.id`; their order is the order of probabilities.
-    outcome_model, objective, exploration
-        The three parts.
+    outcome_model, objective, exploration, forgetting
+        The parts.
+    feature_size
+        Length of feature vectors.
     uniform_share
         In (0, 1]: this share of every decision is spread evenly over the candidates, so that each
         has a propensity of at least ``uniform_share / candidates``.
     lineage
-        Names what the learned state depends on (arms, features, hyper-parameters); state of
-        another lineage is refused.
+        Names what the learned state depends on (features, hyper-parameters, units; not the arms);
+        state of another lineage is refused.
     """
 
     def __init__(
@@ -45,6 +111,8 @@ class Policy:
         outcome_model: OutcomeModel,
         objective: Objective,
         exploration: Exploration,
+        forgetting: Forgetting,
+        feature_size: int,
         uniform_share: float,
         lineage: str,
     ) -> None:
@@ -56,8 +124,13 @@ class Policy:
         self.arm_ids = tuple(arm_ids)
         self.outcome_model = outcome_model
         self.exploration = exploration
+        self.forgetting = forgetting
         self.uniform_share = uniform_share
+        self.learned = 0
         self.lineage = hashlib.blake2b(lineage.encode(), digest_size=8).hexdigest()
+        self._block_end = _SHORTEST_BLOCK
+        self._price = Price(feature_size)
+        self._probe: int | None = None
         self.objective = objective
 
     @property
@@ -68,8 +141,8 @@ class Policy:
     @objective.setter
     def objective(self, objective: Objective) -> None:
         self._objective = objective
-        self._target_weights = objective.target_weights()
-        self.outcome_model.refresh(self._target_weights)
+        self._priced_at = -_PRICED_EVERY
+        self._refresh()
 
     def probabilities(
         self,
@@ -96,48 +169,145 @@ class Policy:
         """
         mean, std = self.outcome_model.score(features)
         if candidates is None and not set_aside:
-            chosen = self.exploration.probabilities(mean, std)
-            chosen *= 1.0 - self.uniform_share
-            chosen += self.uniform_share / chosen.size
-            return chosen
-        allowed = list(range(mean.size)) if candidates is None else list(candidates)
+            chosen = self.exploration.probabilities(mean, std, self.learned)
+            return self._with_floor(chosen)
+        allowed = list(range(len(self.arm_ids))) if candidates is None else list(candidates)
         preferred = [arm for arm in allowed if arm not in set_aside] or allowed
         among = np.full(mean.size, -np.inf)
         among[preferred] = mean[preferred]
-        chosen = self.exploration.probabilities(among, std)
+        chosen = self.exploration.probabilities(among, std, self.learned)
+        if self._probe in preferred:
+            chosen *= 1.0 - _PROBE_SHARE
+            chosen[self._probe] += _PROBE_SHARE
         chosen *= 1.0 - self.uniform_share
         chosen[allowed] += self.uniform_share / len(allowed)
         return chosen
 
+    def probabilities_many(self, features: Matrix) -> Matrix:
+        """`probabilities` of many requests in one go, all arms being candidates.
+
+        Parameters
+        ----------
+        features
+            Shape (n, d), finite.
+
+        Returns
+        -------
+        Shape (n, arms), each row of sum 1.
+        """
+        mean, std = self.outcome_model.score_many(features)
+        chosen = self.exploration.probabilities(mean, std, self.learned)
+        return self._with_floor(chosen)
+
     def learn(self, observations: Iterable[Observation]) -> None:
-        """Apply observations in their order; the result does not depend on how they are cut."""
-        for seen in observations:
-            if not np.isfinite(seen.features).all():
-                raise InvalidInput("features", seen.features.tolist(), "features are finite")
-            self.outcome_model.learn(
-                seen.arm,
-                seen.features,
-                self._objective.targets(seen.before),
-                self._objective.targets(seen.after),
-            )
-        self.outcome_model.refresh(self._target_weights)
+        """Apply observations in their order; the result does not depend on how they are cut.
+
+        Raises
+        ------
+        InvalidInput
+            Where features are not finite; nothing is learned then.
+        """
+        seen = list(observations)
+        if not seen:
+            return
+        position = [one.position for one in seen]
+        rows = self._columns(seen)
+        done = 0
+        while done < len(seen):
+            rest = rows.cut(done, min(len(seen), done + self._block_end - self.learned))
+            watched = self.forgetting.watch(self.outcome_model, rest)
+            block = rest.cut(0, watched)
+            self.outcome_model.learn(block)
+            self._price.learn(block)
+            done += watched
+            self.learned += watched
+            block_ends = self.learned >= self._block_end
+            at = position[done - 1]
+            forgot = self.forgetting.after(self.outcome_model, watched, at, block_ends)
+            if forgot and done < len(seen):
+                rows.weight[done:] = self._faded(seen[done:])
+            if block_ends or forgot:
+                self.outcome_model.settle()
+            if block_ends:
+                growth = min(max(self.learned // _GROWTH, _SHORTEST_BLOCK), _LONGEST_BLOCK)
+                self._block_end = self.learned + growth
+        self._refresh()
+
+    def set_arms(self, arm_ids: Sequence[bytes]) -> None:
+        """Change the arms; what was learned of those that stay is kept, new ones start warm."""
+        known = {arm_id: index for index, arm_id in enumerate(self.arm_ids)}
+        self.outcome_model.choose([known.get(arm_id) for arm_id in arm_ids])
+        self.forgetting.choose([known.get(arm_id) for arm_id in arm_ids])
+        self.arm_ids = tuple(arm_ids)
+        self._refresh()
 
     def to_bytes(self) -> bytes:
         """Everything learned, the same bytes for the same state."""
-        arrays: dict[str, Any] = {
-            name: (array.shape, array.tobytes())
-            for name, array in self.outcome_model.state().items()
+        state = {
+            **self.outcome_model.state(),
+            **self.forgetting.state(),
+            **self._price.state(),
         }
-        return msgspec.msgpack.encode({"lineage": self.lineage, "arrays": arrays})
+        return self._encode(state, self._block_end)
 
     def from_bytes(self, data: bytes) -> None:
-        """Take what `to_bytes` gave.
+        """Take what `to_bytes` gave; of other arms, what is known of those that are here, too.
+
+        Raises
+        ------
+        IncompatibleState
+            If the bytes cannot be read or belong to other features or hyper-parameters.
+        """
+        content, arrays = self._decode(data)
+        if not self.outcome_model.state().keys() <= arrays.keys():
+            raise IncompatibleState("no state to learn on from; is it a snapshot?")
+        here, there = self.arm_ids, tuple(content["arm_ids"])
+        nothing: list[int | None] = [None] * len(there)
+        self.outcome_model.choose(nothing)
+        self.forgetting.choose(nothing)
+        self.outcome_model.restore(arrays)
+        self.forgetting.restore(arrays)
+        self._price.restore(arrays)
+        self.arm_ids, self._priced_at = there, -_PRICED_EVERY
+        self.learned, self._block_end = content["learned"], content["block_end"]
+        if here != there:
+            self.set_arms(here)
+        self._refresh()
+
+    def snapshot(self) -> bytes:
+        """What deciding needs and nothing else; `use_snapshot` of the same policy takes it."""
+        return self._encode(self.outcome_model.scoring())
+
+    def use_snapshot(self, data: bytes) -> None:
+        """Decide by what `snapshot` gave; to learn on, `from_bytes` is needed.
 
         Raises
         ------
         IncompatibleState
             If the bytes cannot be read or belong to other arms, features or hyper-parameters.
         """
+        content, arrays = self._decode(data)
+        if tuple(content["arm_ids"]) != self.arm_ids:
+            raise IncompatibleState("a snapshot of other arms")
+        self.learned, self._probe = content["learned"], content["probe"]
+        self.outcome_model.use(arrays)
+
+    def _encode(self, arrays: State, block_end: int = 0) -> bytes:
+        packed: dict[str, Any] = {
+            name: (array.shape, array.tobytes()) for name, array in arrays.items()
+        }
+        return msgspec.msgpack.encode(
+            {
+                "lineage": self.lineage,
+                "arm_ids": self.arm_ids,
+                "learned": self.learned,
+                "block_end": block_end,
+                "probe": self._probe,
+                "arrays": packed,
+            }
+        )
+
+    def _decode(self, data: bytes) -> tuple[dict[str, Any], State]:
         try:
             content = msgspec.msgpack.decode(data)
             arrays = {
@@ -149,7 +319,46 @@ class Policy:
             raise IncompatibleState(f"not a policy state: {error}") from error
         if lineage != self.lineage:
             raise IncompatibleState(f"state of lineage {lineage}, this policy is {self.lineage}")
-        self.outcome_model.restore(arrays)
+        return content, arrays
+
+    def _columns(self, seen: list[Observation]) -> Rows:
+        features = np.array([one.features for one in seen])
+        finite = np.isfinite(features).all(axis=1)
+        if not finite.all():
+            raise InvalidInput(
+                "features", features[finite.argmin()].tolist(), "features are finite"
+            )
+        before = np.array([one.before.values() for one in seen], dtype=float)
+        after = np.array([one.after.values() for one in seen], dtype=float)
+        return Rows(
+            np.array([one.arm for one in seen]),
+            features,
+            self._objective.target_table(before),
+            self._objective.target_table(after),
+            self._faded(seen),
+        )
+
+    def _with_floor(self, chosen: Matrix) -> Matrix:
+        """All arms being candidates: the probe and every arm get their shares."""
+        if self._probe is not None:
+            chosen *= 1.0 - _PROBE_SHARE
+            chosen[..., self._probe] += _PROBE_SHARE
+        chosen *= 1.0 - self.uniform_share
+        chosen += self.uniform_share / len(self.arm_ids)
+        return chosen
+
+    def _faded(self, seen: list[Observation]) -> Vector:
+        arm = np.array([one.arm for one in seen])
+        return self.forgetting.weights(arm, np.array([one.version for one in seen], dtype=float))
+
+    def _refresh(self) -> None:
+        objective = self._objective
+        if not objective.constrained:
+            self._target_weights, self._probe = objective.target_weights(), None
+        elif not 0 <= self.learned - self._priced_at < _PRICED_EVERY:
+            self._target_weights = self._price.target_weights(self.outcome_model, objective)
+            self._probe = self._price.probe(self.outcome_model, objective)
+            self._priced_at = self.learned
         self.outcome_model.refresh(self._target_weights)
 
 

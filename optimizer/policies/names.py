@@ -2,21 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from optimizer.policies.base import Policy
-from optimizer.policies.exploration import Exploration, Static, Thompson, Ucb, Uniform
-from optimizer.policies.outcome_models import LinearHeads, MeanHeads, OutcomeModel
+from optimizer.policies.base import OutcomeModel, Policy
+from optimizer.policies.exploration import (
+    Epsilon,
+    Exploration,
+    Greedy,
+    InverseGap,
+    RandomUcb,
+    Static,
+    Thompson,
+    Ucb,
+    Uniform,
+)
+from optimizer.policies.forgetting import Discounted, DriftAware, Forgetting, Never, Window
+from optimizer.policies.gradient import GradientHeads
+from optimizer.policies.linear import LinearHeads
+from optimizer.policies.means import MeanHeads
 from optimizer.records import Arm
-from optimizer.reward import Objective
+from optimizer.reward import TARGETS, Objective
 
-__all__ = ["POLICY_NAMES", "PolicySettings", "make_policy"]
+__all__ = [
+    "COMBINATIONS",
+    "EXPLORATIONS",
+    "MODELS",
+    "POLICY_NAMES",
+    "PolicySettings",
+    "make_policy",
+]
 
-PolicyName = Literal["linucb", "thompson", "static", "random"]
-POLICY_NAMES: tuple[str, ...] = get_args(PolicyName)
+COMBINATIONS: dict[str, tuple[str, str]] = {
+    "randucb": ("linear", "randucb"),
+    "linucb": ("linear", "ucb"),
+    "linthompson": ("linear", "thompson"),
+    "squarecb": ("linear", "gap"),
+    "ucb1": ("gaussian", "ucb"),
+    "thompson": ("beta", "thompson"),
+    "epsilon": ("beta", "epsilon"),
+    "ftrl": ("ftrl", "gap"),
+    "adagrad": ("adagrad", "gap"),
+    "trees": ("trees", "epsilon"),
+    "static": ("beta", "static"),
+    "random": ("beta", "uniform"),
+}
+"""Outcome model and exploration of each name."""
+
+POLICY_NAMES: tuple[str, ...] = tuple(COMBINATIONS)
+
+MODELS = ("beta", "gaussian", "linear", "ftrl", "adagrad", "trees")
+_EXACT = ("beta", "gaussian", "linear")
+
+EXPLORATIONS = ("ucb", "randucb", "thompson", "gap", "epsilon", "greedy", "uniform", "static")
 
 
 class PolicySettings(BaseModel):
@@ -24,16 +64,49 @@ class PolicySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: PolicyName = Field("linucb", description="the combination, by its usual name")
-    alpha: float = Field(
-        0.3, ge=0, allow_inf_nan=False, description="width of the bonus of `linucb`, in std errors"
+    name: str = Field(
+        "randucb",
+        description="a combination by its usual name, or MODEL+EXPLORATION, for instance trees+ucb",
     )
-    ridge: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="prior precision of `linucb`, in observations"
+    alpha: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="width of the bonus of `ucb` and `randucb`, in std errors",
+    )
+    epsilon: float = Field(0.05, ge=0, le=1, description="share that `epsilon` explores with")
+    gap_scale: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="how soon `gap` (squarecb) stops exploring"
     )
     uniform_share: float = Field(
-        0.01, gt=0, le=1, description="share of every decision that is spread over all candidates"
+        0.002, gt=0, le=1, description="share of every decision that is spread over all candidates"
     )
+    forgetting: Literal["drift", "never", "discounted", "window"] = Field(
+        "drift", description="`drift` forgets when outcomes contradict what was learned"
+    )
+    horizon: float = Field(
+        2000.0, ge=10, allow_inf_nan=False, description="rewards that `discounted`, `window` keep"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        model, _, exploration = name.partition("+")
+        if name not in COMBINATIONS and not (model in MODELS and exploration in EXPLORATIONS):
+            raise ValueError(
+                f"policy {name!r} is none of {', '.join(POLICY_NAMES)}, and not MODEL+EXPLORATION "
+                f"with MODEL one of {', '.join(MODELS)} and EXPLORATION one of "
+                f"{', '.join(EXPLORATIONS)}"
+            )
+        return name
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Outcome model and exploration."""
+        if self.name in COMBINATIONS:
+            return COMBINATIONS[self.name]
+        model, _, exploration = self.name.partition("+")
+        return model, exploration
 
 
 def make_policy(
@@ -44,6 +117,7 @@ def make_policy(
     *,
     static_arm: int = 0,
     schema_id: int = 0,
+    groups: Sequence[int] | None = None,
 ) -> Policy:
     """Put the parts together.
 
@@ -61,25 +135,58 @@ def make_policy(
         The arm that ``static`` takes.
     schema_id
         Names the layout of the features; part of the lineage.
+    groups
+        What each feature is, see `optimizer.policies.linear.LinearHeads`.
     """
-    model: OutcomeModel
-    exploration: Exploration
-    if settings.name == "linucb":
-        model = LinearHeads(len(arms), feature_size, settings.ridge)
-        exploration = Ucb(settings.alpha)
-        depends_on = f"linear {settings.ridge} {schema_id} {feature_size}"
-    else:
-        model = MeanHeads(len(arms))
-        depends_on = "means"
-        if settings.name == "thompson":
-            exploration = Thompson()
-        elif settings.name == "static":
-            exploration = Static(static_arm)
-        else:
-            exploration = Uniform()
-    ids = [arm.id for arm in arms]
-    caps = (objective.cost_cap_usd, objective.latency_cap_s)
-    lineage = f"{depends_on} {caps} {b''.join(ids).hex()}"
-    return Policy(
-        settings.name, ids, model, objective, exploration, settings.uniform_share, lineage
+    kind, rule = settings.parts
+    number = len(arms)
+    models: dict[str, Callable[[], OutcomeModel]] = {
+        "beta": lambda: MeanHeads(number, beta=True),
+        "gaussian": lambda: MeanHeads(number, beta=False),
+        "linear": lambda: LinearHeads(number, feature_size, groups),
+        "ftrl": lambda: GradientHeads(number, feature_size, "ftrl"),
+        "adagrad": lambda: GradientHeads(number, feature_size, "adagrad"),
+        "trees": lambda: _trees(number, feature_size),
+    }
+    explorations: dict[str, Callable[[], Exploration]] = {
+        "ucb": lambda: Ucb(settings.alpha),
+        "randucb": lambda: RandomUcb(settings.alpha),
+        "thompson": Thompson,
+        "gap": lambda: InverseGap(settings.gap_scale),
+        "epsilon": lambda: Epsilon(settings.epsilon),
+        "greedy": Greedy,
+        "uniform": Uniform,
+        "static": lambda: Static(static_arm),
+    }
+    lineage = (
+        f"{kind} {schema_id} {feature_size} {groups} {settings.forgetting} {settings.horizon} "
+        f"{objective.cost_cap_usd} {objective.latency_cap_s}"
     )
+    return Policy(
+        settings.name,
+        [arm.id for arm in arms],
+        models[kind](),
+        objective,
+        explorations[rule](),
+        _forgetting(settings, kind, number, feature_size),
+        feature_size,
+        settings.uniform_share,
+        lineage,
+    )
+
+
+def _forgetting(settings: PolicySettings, kind: str, arms: int, size: int) -> Forgetting:
+    if settings.forgetting == "never":
+        return Never()
+    if settings.forgetting == "drift":
+        return DriftAware(arms, len(TARGETS))
+    if settings.forgetting == "window" and kind in _EXACT:
+        return Window(settings.horizon, size if kind == "linear" else 1)
+    # Steps of a gradient cannot be taken back, and trees keep a window of their own.
+    return Discounted(arms, settings.horizon)
+
+
+def _trees(arms: int, size: int) -> OutcomeModel:
+    from optimizer.policies.trees import TreeHeads  # scikit-learn takes a second to import
+
+    return TreeHeads(arms, size)
