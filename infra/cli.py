@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -101,29 +103,116 @@ def replay(
             metavar="FILE", help="Recorded outcomes (parquet, CSV, JSONL), or `paretobandit`."
         ),
     ],
-    policy: Annotated[str, typer.Option(help="linucb, thompson, static or random.")] = "linucb",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="A name (linucb, random, ...) or MODEL+EXPLORATION; may be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order and of the draws.")] = 0,
+    seeds: Annotated[int, typer.Option(help="How many, from the first on.")] = 1,
     weights: Annotated[
         str | None, typer.Option(help="For instance quality=1,cost=0,latency=0.")
     ] = None,
+    delay: Annotated[
+        str | None, typer.Option(help="Requests by which rewards are late: 200, or exp:200.")
+    ] = None,
+    missing: Annotated[float, typer.Option(help="Share of rewards that never come.")] = 0.0,
+    shift: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The world from half-way on.")
+    ] = None,
+    new_arm: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="It can be had from half-way on.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="USD", help="What a whole pass may cost.")
+    ] = None,
+    quality_floor: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Least cost at this share of the best quality."),
+    ] = None,
+    frozen_after: Annotated[
+        int | None, typer.Option(metavar="N", help="Learn nothing more after N requests.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write curves (PNG) and a page (HTML).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Replay recorded outcomes once, and set the result beside fixed rules."""
+    """Replay recorded outcomes, and set the result beside fixed rules."""
     with errors_shown(as_json):
+        from infra.comparison import comparison_table
         from infra.progress import steps
-        from infra.replays import comparison_table, dearest_model, run_replay
+        from infra.replay_report import report_folder, sentences, title, write_report
+        from infra.replays import ReplayRequest, run_replay
 
-        with steps(f"replay {policy}") as on_step:
-            result, recorded = run_replay(data, policy, seed, weights, on_step)
-        console = on_stderr()
-        timing = result["decision_us"]
-        console.print(comparison_table(policy, result, f"{data}: {result['requests']} requests"))
-        if policy == "static":
-            console.print(f"static always takes the dearest model, {dearest_model(recorded)}")
-        console.print(
-            f"regret {100 * result['regret_share']:.2f} % of the oracle's reward; a decision took "
-            f"{timing['p50']:.0f} µs (p50), {timing['p99']:.0f} µs (p99); seed {seed}"
+        request = ReplayRequest(
+            data,
+            tuple(policy or ()),
+            seed,
+            seeds,
+            weights,
+            delay,
+            missing,
+            shift,
+            new_arm,
+            budget,
+            quality_floor,
+            frozen_after,
         )
+        folder = None if report is None else report_folder(report)
+        with steps("replay") as on_step:
+            run = run_replay(request, on_step)
+        console = on_stderr()
+        console.print(comparison_table(run.policies, title(request, run)))
+        for line in sentences(request, run):
+            console.print(line, markup=False)
+        result = run.result
+        if folder is not None:
+            result = {**result, "report": write_report(request, run, folder)}
+            console.print(f"curves and page: {' and '.join(result['report'].values())}")
+        if as_json:
+            print_json(result)
+
+
+@main.command()
+def evaluate(
+    policy: Annotated[
+        str, typer.Option(help="A policy's name, static:MODEL, random, or champion.")
+    ],
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Logged decisions (parquet, CSV, JSONL); the live ledger if left out."),
+    ] = None,
+    decision_point: Annotated[
+        str | None, typer.Option(help="Whose ledger; of a file, whose arms and reward.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Start in the ledger: 24h, 7d, or a date.  [default: 7d]")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="For instance quality=1,cost=0,latency=0.")
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(help="Weight above which SWITCH trusts the model instead.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Also write the logged decisions to this file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Estimate what a policy would have scored and cost on logged traffic."""
+    with errors_shown(as_json):
+        from infra.evaluation_table import evaluation_table, support_line
+        from infra.evaluations import EvaluationRequest, run_evaluation
+        from infra.home import find_settings
+        from infra.progress import steps
+
+        request = EvaluationRequest(policy, log, decision_point, since, weights, export, clip)
+        with steps(f"evaluate {policy}") as on_step:
+            result = run_evaluation(request, lambda: find_settings()[0], datetime.now(UTC), on_step)
+        console = on_stderr()
+        console.print(evaluation_table(result))
+        for line in (support_line(result), *result["notes"], result["verdict"]["sentence"]):
+            console.print(line, markup=False)
         if as_json:
             print_json(result)
 

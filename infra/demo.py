@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 
 from infra.recordings import PARETOBANDIT, load_recording
+from optimizer.baselines import baselines, equal_cost_mix
 from optimizer.errors import PartFailed, Unavailable, UnknownName
 from optimizer.recorded import RecordedOutcomes
 from optimizer.records import Outcome
-from optimizer.replay import baselines, equal_cost_mix
 from optimizer.reward import Objective
 from optimizer.settings import Settings
 

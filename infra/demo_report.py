@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from infra.comparison import comparison_table
 from infra.demo import DemoRun, Sent
 from infra.progress import steps
-from infra.replays import comparison_table, dearest_model
+from infra.replays import dearest_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,7 @@ def show(console: Console, run: DemoRun, result: dict[str, Any]) -> None:
     """Print what came out, and how it is to be read."""
     rules = result["baselines"]
     title = f"{result['requests']} requests at decision point {run.decision_point!r}"
-    console.print(comparison_table("this platform", result, title))
+    console.print(comparison_table({"this platform": result}, title))
     shares = ", ".join(f"{model} {100 * share:.1f} %" for model, share in result["models"].items())
     versions, timing = result["policy_version"], result["decision_ms"]
     lines = [

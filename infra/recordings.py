@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from infra.tables import read_table
 from optimizer.errors import InvalidRecording
 from optimizer.recorded import RecordedOutcomes
 
@@ -18,11 +19,6 @@ __all__ = ["PARETOBANDIT", "load_recording"]
 PARETOBANDIT = "paretobandit"
 _FOLDS = ("val", "test_holdout")
 _NUMBERS = ("quality", "cost_usd", "latency_s")
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".parquet": pd.read_parquet,
-    ".csv": pd.read_csv,
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype={"request_id": str}),
-}
 
 
 def load_recording(name_or_path: str) -> RecordedOutcomes:
@@ -39,7 +35,10 @@ def load_recording(name_or_path: str) -> RecordedOutcomes:
     InvalidRecording
         Naming the file, and the column or the row that is wrong.
     """
-    frame = _paretobandit() if name_or_path == PARETOBANDIT else _read(Path(name_or_path))
+    if name_or_path == PARETOBANDIT:
+        frame = _paretobandit()
+    else:
+        frame = read_table(Path(name_or_path), f", or the name {PARETOBANDIT}")
     for column in _NUMBERS:
         if column in frame:
             frame[column] = _numbers(name_or_path, frame[column])
@@ -49,21 +48,6 @@ def load_recording(name_or_path: str) -> RecordedOutcomes:
         raise InvalidRecording(
             f"{name_or_path}: {error.field}", error.value, error.remedy
         ) from None
-
-
-def _read(path: Path) -> pd.DataFrame:
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise InvalidRecording(
-            "file", str(path), f"a {', '.join(_READERS)} file, or the name {PARETOBANDIT}"
-        )
-    if not path.is_file():
-        raise InvalidRecording("file", str(path), "there is no such file")
-    try:
-        return reader(path)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidRecording("file", str(path), f"it cannot be read: {reason}") from error
 
 
 def _numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:

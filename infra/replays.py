@@ -1,86 +1,171 @@
-"""`llmopt replay`: one pass of a policy over a recording, set beside fixed rules."""
+"""`llmopt replay`: passes of policies over a recording, set beside fixed rules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
 from feature_repo.embedding import Embedder
 from infra.recordings import load_recording
-from optimizer.errors import UnknownName
+from optimizer.errors import InvalidInput, InvalidRecording, UnknownName
 from optimizer.features import FeatureEncoder
-from optimizer.policies import POLICY_NAMES, PolicySettings, make_policy
+from optimizer.policies import (
+    EXPLORATIONS,
+    MODELS,
+    POLICY_NAMES,
+    Policy,
+    PolicySettings,
+    make_policy,
+)
 from optimizer.recorded import RecordedOutcomes
-from optimizer.records import Arm, Context, Matrix
-from optimizer.replay import replay, summary
-from optimizer.reward import parse_weights
+from optimizer.records import Arm, Context, Matrix, Vector
+from optimizer.replay import replay
+from optimizer.replay_conditions import Conditions, course, parse_delay
+from optimizer.replay_seeds import Curve, interval, over_seeds, regret_curve
+from optimizer.replay_summary import summary
+from optimizer.reward import Objective, parse_weights
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = ["comparison_table", "dearest_model", "encode", "run_replay"]
-
-_RULES = {
-    "best_single": "best single model",
-    "cheapest": "cheapest model",
-    "random": "uniform random",
-    "oracle": "oracle (sees every outcome)",
-}
+__all__ = ["ReplayRequest", "ReplayRun", "dearest_model", "encode", "run_replay"]
 
 
-def run_replay(
-    data: str,
-    policy: str = "linucb",
-    seed: int = 0,
-    weights: str | None = None,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[dict[str, Any], RecordedOutcomes]:
-    """Replay a recording once.
+@dataclass(frozen=True)
+class ReplayRequest:
+    """What the command was asked.
 
-    Parameters
+    Attributes
     ----------
     data
         A file or a name, see `infra.recordings.load_recording`.
-    policy
-        One of `optimizer.policies.POLICY_NAMES`; ``static`` takes the dearest model, as a company
-        does that always uses the biggest.
-    seed
-        Of the order of requests and of the draws.
+    policies
+        Each one of `optimizer.policies.POLICY_NAMES` or MODEL+EXPLORATION; the one that ships if
+        empty. ``static`` takes the dearest model, as a company does that always uses the biggest.
+    seed, seeds
+        The first seed, and how many from there on; each is one pass of each policy.
     weights
         ``quality=1,cost=0``; a part that is not named keeps its default.
-    on_step
-        Called after each request with the number done and the number of all.
+    delay
+        See `optimizer.replay_conditions.parse_delay`.
+    missing
+        Share of rewards that never come, in [0, 1].
+    shift
+        Another recording of the same models: the world from half-way on.
+    new_arm
+        A model that can be had from half-way on.
+    budget_usd
+        What each pass may cost.
+    quality_floor
+        In (0, 1]: least cost at this share of the best model's quality, in place of the weights.
+    frozen_after
+        Requests after which nothing is learned any more.
+    """
 
-    Returns
-    -------
-    The object of ``--json`` (see `optimizer.replay.summary`), and the recording.
+    data: str
+    policies: tuple[str, ...] = ()
+    seed: int = 0
+    seeds: int = 1
+    weights: str | None = None
+    delay: str | None = None
+    missing: float = 0.0
+    shift: str | None = None
+    new_arm: str | None = None
+    budget_usd: float | None = None
+    quality_floor: float | None = None
+    frozen_after: int | None = None
+
+
+@dataclass(frozen=True)
+class ReplayRun:
+    """What came out.
+
+    Attributes
+    ----------
+    result
+        The object of ``--json``: that of `optimizer.replay_summary.summary` for one policy and one
+        seed, else that of `optimizer.replay_seeds.over_seeds` for the first policy, with
+        ``policies``, the same of each.
+    policies
+        The object of each policy, by its name.
+    curves
+        Of cumulative regret, by the policy's name.
+    static_model
+        What ``static`` takes.
+    """
+
+    result: dict[str, Any]
+    policies: dict[str, dict[str, Any]]
+    curves: dict[str, Curve]
+    static_model: str
+
+
+@dataclass(frozen=True)
+class _World:
+    """All that passes have in common.
+
+    Attributes
+    ----------
+    recorded
+        Of both worlds where there are two; a model that arrives half-way is the last one.
+    first_models
+        Those that are there from the start.
+    """
+
+    recorded: RecordedOutcomes
+    first_models: tuple[str, ...]
+    static_model: str
+    objective: Objective
+    conditions: Conditions
+
+
+def run_replay(
+    request: ReplayRequest,
+    on_step: Callable[[int, int, str | None], None] = lambda done, total, label: None,
+) -> ReplayRun:
+    """Replay a recording: once for each policy and seed.
+
+    Parameters
+    ----------
+    request
+        What is asked.
+    on_step
+        Called after each request with the number done, the number of all, and what is being done.
 
     Raises
     ------
     InvalidInput
-        Naming the policy, the weights or the part of the recording that is refused.
+        Naming the option, or the part of a recording, that is refused.
     """
-    if policy not in POLICY_NAMES:
-        raise UnknownName("policy", policy, f"one of {', '.join(POLICY_NAMES)}")
-    parsed = parse_weights(weights)
-    recorded = load_recording(data)
-    objective = recorded.objective(parsed)
-    total = len(recorded.prompts)
+    settings = _policies(request.policies or (PolicySettings().name,))
+    if request.seeds < 1:
+        raise InvalidInput("seeds", request.seeds, "a number of passes, 1 or more")
+    world = _world(request)
+    seeds = range(request.seed, request.seed + request.seeds)
+    each = len(course(len(world.recorded.prompts), request.seed, world.conditions).order)
+    total, done = each * len(seeds) * len(settings), 0
+    told: dict[str, list[dict[str, Any]]] = {one.name: [] for one in settings}
+    regrets: dict[str, list[Vector]] = {one.name: [] for one in settings}
     with threadpool_limits(1):
-        encoder, features = encode(recorded)
-        chosen = make_policy(
-            PolicySettings.model_validate({"name": policy}),
-            [Arm(model) for model in recorded.models],
-            encoder.size,
-            objective,
-            static_arm=recorded.models.index(dearest_model(recorded)),
-            schema_id=encoder.schema_id,
-        )
-        result = replay(recorded, features, chosen, seed, lambda step: on_step(step + 1, total))
-    return summary(data, recorded, chosen, seed, result), recorded
+        encoder, features = encode(world.recorded)
+        # Seed by seed, so that what else the machine does falls on every policy alike.
+        for seed in seeds:
+            for one in settings:
+                label = f"replay {one.name}" + (f", seed {seed}" if len(seeds) > 1 else "")
+
+                def count(step: int, before: int = done, label: str = label) -> None:
+                    on_step(before + step + 1, total, label)
+
+                policy = _made(one, world, encoder)
+                result = replay(world.recorded, features, policy, seed, count, world.conditions)
+                told[one.name].append(summary(request.data, world.recorded, policy, seed, result))
+                regrets[one.name].append(result.best - result.rewards)
+                done += each
+    told_of_all, policies = _described(told)
+    curves = {name: regret_curve(paths) for name, paths in regrets.items()}
+    return ReplayRun(told_of_all, policies, curves, world.static_model)
 
 
 def encode(recorded: RecordedOutcomes) -> tuple[FeatureEncoder, Matrix]:
@@ -102,44 +187,94 @@ def dearest_model(recorded: RecordedOutcomes) -> str:
     return recorded.models[int(recorded.cost_usd.mean(axis=0).argmax())]
 
 
-def comparison_table(ours: str, result: dict[str, Any], title: str) -> Table:
-    """Our means beside those of the fixed rules.
+def _policies(names: tuple[str, ...]) -> list[PolicySettings]:
+    settings = []
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput("policy", name, "each policy is named once")
+        try:
+            settings.append(PolicySettings.model_validate({"name": name}))
+        except ValidationError:
+            raise UnknownName(
+                "policy",
+                name,
+                f"one of {', '.join(POLICY_NAMES)}, or MODEL+EXPLORATION with MODEL one of "
+                f"{', '.join(MODELS)} and EXPLORATION one of {', '.join(EXPLORATIONS)}",
+            ) from None
+    return settings
 
-    Parameters
-    ----------
-    ours
-        What our line is called.
-    result
-        With ``quality``, ``cost_usd``, ``reward``, ``last_third`` and ``baselines``, as
-        `optimizer.replay.summary` gives them.
-    title
-        Above the table.
-    """
-    from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in ("quality", "USD per 1,000 requests", "reward"):
-        table.add_column(column, justify="right")
+def _world(request: ReplayRequest) -> _World:
+    conditions = Conditions(
+        delay=parse_delay(request.delay),
+        missing=request.missing,
+        new_arm=request.new_arm is not None,
+        frozen_after=request.frozen_after,
+        budget_usd=request.budget_usd,
+    )
+    if request.quality_floor is not None and request.budget_usd is not None:
+        raise InvalidInput("budget", request.budget_usd, "a quality floor or a budget, not both")
+    weights = parse_weights(request.weights)
+    recorded = load_recording(request.data)
+    if request.new_arm is not None:
+        recorded = _last(recorded, request.new_arm)
+    objective = replace(recorded.objective(weights), quality_floor=request.quality_floor)
+    first_models = recorded.models[:-1] if request.new_arm is not None else recorded.models
+    static_model = dearest_model(recorded.only(first_models))
+    if request.shift is not None:
+        conditions = replace(conditions, shift_at=len(recorded.prompts))
+        recorded = _joined(recorded, request.shift)
+    if request.budget_usd is not None:
+        steps = len(course(len(recorded.prompts), request.seed, conditions).order)
+        objective = replace(objective, budget_usd=request.budget_usd / steps)
+    return _World(recorded, first_models, static_model, objective, conditions)
 
-    def line(name: str, means: dict[str, Any], style: str | None = None) -> None:
-        table.add_row(
-            name,
-            f"{means['quality']:.4f}",
-            f"{1000 * means['cost_usd']:.3f}",
-            f"{means['reward']:.4f}",
-            style=style,
+
+def _last(recorded: RecordedOutcomes, model: str) -> RecordedOutcomes:
+    """The recording with ``model`` as its last one."""
+    others = [other for other in recorded.models if other != model]
+    if len(others) == len(recorded.models):
+        raise UnknownName("new_arm", model, f"one of the models: {', '.join(recorded.models)}")
+    if not others:
+        raise InvalidInput("new_arm", model, "another model has to be there from the start")
+    return recorded.only([*others, model])
+
+
+def _joined(recorded: RecordedOutcomes, shift: str) -> RecordedOutcomes:
+    other = load_recording(shift)
+    if set(other.models) == set(recorded.models):
+        other = other.only(recorded.models)
+    try:
+        return recorded.followed_by(other)
+    except InvalidRecording as error:
+        raise InvalidRecording(
+            f"shift: {shift}: {error.field}", error.value, error.remedy
+        ) from None
+
+
+def _made(settings: PolicySettings, world: _World, encoder: FeatureEncoder) -> Policy:
+    return make_policy(
+        settings,
+        [Arm(model) for model in world.first_models],
+        encoder.size,
+        world.objective,
+        static_arm=world.first_models.index(world.static_model),
+        schema_id=encoder.schema_id,
+        groups=encoder.groups,
+    )
+
+
+def _described(
+    told: dict[str, list[dict[str, Any]]],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The object of ``--json``, and that of each policy."""
+    (first, passes), *others = told.items()
+    if not others and len(passes) == 1:
+        return passes[0], {first: passes[0]}
+    policies = {name: over_seeds(each) for name, each in told.items()}
+    for name, each in others:
+        pairs = zip(each, passes, strict=True)
+        policies[name]["reward_minus_first"] = asdict(
+            interval([one["reward"] - of_first["reward"] for one, of_first in pairs])
         )
-
-    line(ours, result, "bold")
-    if "without_control" in result:
-        share = f"{100 * result['control_share']:.0f} %"
-        line(f"  without the uniform control ({share})", result["without_control"])
-    line("  its last third", result["last_third"])
-    rules = result["baselines"]
-    for name, label in _RULES.items():
-        model = rules[name].get("model")
-        line(f"{label} ({model})" if model else label, rules[name])
-    mix = rules["equal_cost_mix"]["quality"]
-    table.add_row("best mix of two models at our cost", f"{mix:.4f}", "", "")
-    return table
+    return {**policies[first], "policies": list(policies.values())}, policies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,5 +52,8 @@ def errors_shown(as_json: bool) -> Iterator[None]:
 def _problem(error: LlmoptError) -> dict[str, Any]:
     problem: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
     if isinstance(error, InvalidInput):
-        problem |= {"field": error.field, "value": error.value, "remedy": error.remedy}
+        value = error.value
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # JSON has no word for it
+        problem |= {"field": error.field, "value": value, "remedy": error.remedy}
     return problem

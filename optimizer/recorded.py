@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from optimizer.errors import InvalidRecording
-from optimizer.records import Matrix, Outcome
+from optimizer.records import Indices, Matrix, Outcome
 from optimizer.reward import Objective, Weights
 
 __all__ = ["RecordedOutcomes"]
@@ -98,6 +99,60 @@ class RecordedOutcomes:
         latency = None if self.latency_s is None else float(self.latency_s[request, model])
         return Outcome(
             float(self.quality[request, model]), float(self.cost_usd[request, model]), latency
+        )
+
+    def take(self, rows: Indices) -> RecordedOutcomes:
+        """The requests at these indices, in their order."""
+        latency = self.latency_s
+        return RecordedOutcomes(
+            tuple(self.request_ids[row] for row in rows),
+            tuple(self.prompts[row] for row in rows),
+            tuple(self.tasks[row] for row in rows),
+            self.models,
+            self.quality[rows],
+            self.cost_usd[rows],
+            None if latency is None else latency[rows],
+        )
+
+    def only(self, models: Sequence[str]) -> RecordedOutcomes:
+        """The same requests with these of the models, in their order."""
+        columns = [self.models.index(model) for model in models]
+        latency = self.latency_s
+        return replace(
+            self,
+            models=tuple(models),
+            quality=self.quality[:, columns],
+            cost_usd=self.cost_usd[:, columns],
+            latency_s=None if latency is None else latency[:, columns],
+        )
+
+    def followed_by(self, later: RecordedOutcomes) -> RecordedOutcomes:
+        """These requests, then those of ``later``.
+
+        Raises
+        ------
+        InvalidRecording
+            If ``later`` has other models, or latency where this has none or the other way round.
+        """
+        if later.models != self.models:
+            raise InvalidRecording(
+                "models", list(later.models), f"the same models are needed: {list(self.models)}"
+            )
+        mine, theirs = self.latency_s, later.latency_s
+        if (mine is None) != (theirs is None):
+            raise InvalidRecording(
+                "latency_s",
+                None if theirs is None else "recorded",
+                "both recordings have latencies, or neither has",
+            )
+        return RecordedOutcomes(
+            self.request_ids + later.request_ids,
+            self.prompts + later.prompts,
+            self.tasks + later.tasks,
+            self.models,
+            np.vstack([self.quality, later.quality]),
+            np.vstack([self.cost_usd, later.cost_usd]),
+            None if mine is None or theirs is None else np.vstack([mine, theirs]),
         )
 
 

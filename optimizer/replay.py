@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from time import perf_counter_ns
 
 import numpy as np
 
+from optimizer.baselines import Flags, baselines, reward_table
 from optimizer.policies.base import Policy, draw
 from optimizer.recorded import RecordedOutcomes
-from optimizer.records import Indices, Matrix, Observation, Outcome, Vector
-from optimizer.reward import Objective
+from optimizer.records import Arm, Indices, Matrix, Observation, Outcome, Vector
+from optimizer.replay_budget import Purse
+from optimizer.replay_conditions import Conditions, Course, course
 
 __all__ = [
-    "Baseline",
-    "Mean",
     "ReplayResult",
     "baselines",
-    "equal_cost_mix",
     "replay",
+    "reward_table",
 ]
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Means a request."""
-
-    quality: float
-    cost_usd: float
-    reward: float
-
-
-@dataclass(frozen=True)
-class Baseline(Mean):
-    """What a fixed rule would have got; ``model`` where the rule is one model."""
-
-    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +29,23 @@ class ReplayResult:
 
     Attributes
     ----------
-    arms, propensities, rewards, quality, cost_usd
-        Shape (n,), in the order of the pass.
     order
-        Shape (n,): index of the request at each step.
+        Shape (n,): row of the request at each step.
+    arms, propensities, rewards, quality, cost_usd, latency_s
+        Shape (n,), in the order of the pass.
+    there
+        Shape (n, k): whether a model could be had.
+    best
+        Shape (n,): the highest reward of those models.
     decide_us
         Shape (n,): time of each decision (features given) in microseconds.
+    learned, lost
+        Rewards the policy learned, and rewards that never come; the rest would come later, or came
+        after the policy was frozen.
+    change
+        The step at which the world changed, or None.
+    conditions
+        Of the pass.
     """
 
     order: Indices
@@ -60,7 +55,13 @@ class ReplayResult:
     quality: Vector
     cost_usd: Vector
     latency_s: Vector | None
+    there: Flags
+    best: Vector
     decide_us: Vector
+    learned: int
+    lost: int
+    change: int | None
+    conditions: Conditions
 
 
 def replay(
@@ -69,10 +70,13 @@ def replay(
     policy: Policy,
     seed: int,
     on_step: Callable[[int], None] = lambda step: None,
+    conditions: Conditions = Conditions(),  # noqa: B008  immutable
 ) -> ReplayResult:
     """Run ``policy`` once over the requests in an order drawn from ``seed``.
 
-    The outcome of the chosen model is revealed and learned before the next request.
+    The outcome of the chosen model is revealed and learned before the next request, unless
+    ``conditions`` say otherwise. As in a ledger, the position of a reward is its number, counted
+    from 1, and the version of a decision the number of rewards learned by then.
 
     Parameters
     ----------
@@ -81,137 +85,82 @@ def replay(
     features
         Shape (n, d).
     policy
-        Arms in the order of ``recorded.models``; it is taught in place.
+        Arms in the order of ``recorded.models``, without the last where that arrives half-way; it
+        is taught in place.
     seed
-        Of the order and of the draws.
+        See `optimizer.replay_conditions.course`.
     on_step
         Called after each request with its step, for a progress bar.
+    conditions
+        Late and lost rewards, changes of the world, a budget.
+
+    Raises
+    ------
+    InvalidInput
+        If the budget does not pay for the cheapest model.
     """
-    random = np.random.default_rng(seed)
-    requests = len(recorded.prompts)
-    order = random.permutation(requests)
-    uniform = random.random(requests)
-    arms = np.zeros(requests, dtype=np.int64)
-    propensities = np.zeros(requests)
-    decide_us = np.zeros(requests)
+    path = course(len(recorded.prompts), seed, conditions)
+    there = _there(path, len(recorded.models), conditions)
+    purse = None
+    if conditions.budget_usd is not None:
+        purse = Purse(conditions.budget_usd, recorded.take(path.order), there)
+    requests, uniform, due = path.order.tolist(), path.uniform.tolist(), path.due()
+    arrival = path.arrival.tolist()
+    steps = len(requests)
+    learns_until = steps if conditions.frozen_after is None else conditions.frozen_after
+    arrives_at = path.change if conditions.new_arm else None
+    arms = np.zeros(steps, dtype=np.int64)
+    propensities, decide_us = np.zeros(steps), np.zeros(steps)
+    versions = [0] * steps
     nothing = Outcome()
-    for step, request in enumerate(order):
+    learned = come = 0
+    for step, request in enumerate(requests):
+        if step == arrives_at and step < learns_until:
+            policy.set_arms([*policy.arm_ids, Arm(recorded.models[-1]).id])
         vector = features[request]
+        candidates = None if purse is None else purse.candidates(step, len(policy.arm_ids))
         started = perf_counter_ns()
-        probabilities = policy.probabilities(vector)
+        probabilities = policy.probabilities(vector, candidates)
         arm = draw(probabilities, uniform[step])
         decide_us[step] = (perf_counter_ns() - started) / 1000
-        arms[step], propensities[step] = arm, probabilities[arm]
-        outcome = recorded.outcome(request, arm)
-        policy.learn([Observation(arm, vector, nothing, outcome)])
+        arms[step], propensities[step], versions[step] = arm, probabilities[arm], learned
+        if purse is not None:
+            purse.pay(float(recorded.cost_usd[request, arm]))
+        news = []
+        while step < learns_until and come < len(due) and arrival[due[come]] <= step:
+            then = due[come]
+            come += 1
+            row, chosen = requests[then], int(arms[then])
+            outcome = recorded.outcome(row, chosen)
+            news.append(Observation(chosen, features[row], nothing, outcome, versions[then], come))
+        if news:
+            policy.learn(news)
+            learned = come
         on_step(step)
-    reward = reward_table(recorded, policy.objective)
+    reward = reward_table(recorded, policy.objective)[path.order]
+    rows = np.arange(steps)
     latency = recorded.latency_s
     return ReplayResult(
-        order,
+        path.order,
         arms,
         propensities,
-        reward[order, arms],
-        recorded.quality[order, arms],
-        recorded.cost_usd[order, arms],
-        None if latency is None else latency[order, arms],
+        reward[rows, arms],
+        recorded.quality[path.order, arms],
+        recorded.cost_usd[path.order, arms],
+        None if latency is None else latency[path.order, arms],
+        there,
+        np.where(there, reward, -np.inf).max(axis=1),
         decide_us,
+        learned,
+        steps - len(due),
+        path.change,
+        conditions,
     )
 
 
-def reward_table(recorded: RecordedOutcomes, objective: Objective) -> Matrix:
-    """Shape (n, k): the reward of every model on every request."""
-    return objective.rewards(recorded.quality, recorded.cost_usd, recorded.latency_s)
-
-
-def baselines(recorded: RecordedOutcomes, objective: Objective) -> dict[str, Baseline]:
-    """Best single model, cheapest model, uniform random and the oracle that sees every outcome.
-
-    The oracle takes the highest reward of each request, the cheaper model where two are equal.
-    """
-    reward = reward_table(recorded, objective)
-    best = int(reward.mean(axis=0).argmax())
-    cheapest = int(recorded.cost_usd.mean(axis=0).argmin())
-    by_request = np.lexsort((recorded.cost_usd, -reward), axis=1)[:, 0]
-    rows = np.arange(len(reward))
-
-    def single(model: int) -> Baseline:
-        return Baseline(
-            float(recorded.quality[:, model].mean()),
-            float(recorded.cost_usd[:, model].mean()),
-            float(reward[:, model].mean()),
-            recorded.models[model],
-        )
-
-    return {
-        "best_single": single(best),
-        "cheapest": single(cheapest),
-        "random": Baseline(
-            float(recorded.quality.mean()),
-            float(recorded.cost_usd.mean()),
-            float(reward.mean()),
-        ),
-        "oracle": Baseline(
-            float(recorded.quality[rows, by_request].mean()),
-            float(recorded.cost_usd[rows, by_request].mean()),
-            float(reward[rows, by_request].mean()),
-        ),
-    }
-
-
-def equal_cost_mix(recorded: RecordedOutcomes, cost_usd: float) -> float:
-    """Highest mean quality of any random mix of two models that costs at most ``cost_usd``.
-
-    Parameters
-    ----------
-    cost_usd
-        Mean cost a request; below the cheapest model's, the cheapest alone is the answer.
-    """
-    quality = recorded.quality.mean(axis=0)
-    cost = recorded.cost_usd.mean(axis=0)
-    affordable = cost <= cost_usd
-    if not affordable.any():
-        return float(quality[cost.argmin()])
-    best = float(quality[affordable].max())
-    for cheap in np.flatnonzero(affordable):
-        for dear in np.flatnonzero(~affordable):
-            share = (cost_usd - cost[cheap]) / (cost[dear] - cost[cheap])
-            best = max(best, float(quality[cheap] + share * (quality[dear] - quality[cheap])))
-    return best
-
-
-def summary(
-    data: str, recorded: RecordedOutcomes, policy: Policy, seed: int, result: ReplayResult
-) -> dict[str, object]:
-    """The object that ``llmopt replay --json`` prints; every mean is a request's."""
-    base = baselines(recorded, policy.objective)
-    reward = float(result.rewards.mean())
-    regret = base["oracle"].reward - reward
-    last = slice(-(len(result.rewards) // 3 or 1), None)
-    p50, p99 = np.percentile(result.decide_us, [50, 99])
-    cost = float(result.cost_usd.mean())
-    return {
-        "data": data,
-        "requests": len(result.rewards),
-        "policy": policy.name,
-        "seed": seed,
-        "quality": float(result.quality.mean()),
-        "cost_usd": cost,
-        "latency_s": None if result.latency_s is None else float(result.latency_s.mean()),
-        "reward": reward,
-        "regret": regret,
-        "regret_share": regret / base["oracle"].reward if base["oracle"].reward else 0.0,
-        "last_third": {
-            "quality": float(result.quality[last].mean()),
-            "cost_usd": float(result.cost_usd[last].mean()),
-            "reward": float(result.rewards[last].mean()),
-        },
-        "decision_us": {"p50": float(p50), "p99": float(p99)},
-        "baselines": {
-            **{
-                name: {key: value for key, value in asdict(rule).items() if value is not None}
-                for name, rule in base.items()
-            },
-            "equal_cost_mix": {"quality": equal_cost_mix(recorded, cost)},
-        },
-    }
+def _there(path: Course, models: int, conditions: Conditions) -> Flags:
+    """Shape (n, models): whether a model can be had at each step."""
+    there = np.ones((len(path.order), models), dtype=bool)
+    if conditions.new_arm:
+        there[: path.change, -1] = False
+    return there

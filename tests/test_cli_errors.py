@@ -26,6 +26,22 @@ CASES = [
     (["replay", "paretobandit", "--policy", "luck"], "luck"),
     (["replay", "paretobandit", "--weights", "beauty=1"], "beauty=1"),
     (["replay", "paretobandit", "--weights", "quality=0,cost=0,latency=0"], "weights"),
+    (["replay", "paretobandit", "--policy", "linear+luck"], "linear+luck"),
+    (["replay", "paretobandit", "--policy", "random", "--policy", "random"], "policy='random'"),
+    (["replay", "paretobandit", "--seeds", "0"], "seeds=0"),
+    (["replay", "paretobandit", "--delay", "exp:-1"], "delay='exp:-1'"),
+    (["replay", "paretobandit", "--delay", "1.5"], "delay='1.5'"),
+    (["replay", "paretobandit", "--delay", "inf"], "delay='inf'"),
+    (["replay", "paretobandit", "--missing", "1.5"], "missing=1.5"),
+    (["replay", "paretobandit", "--missing", "nan"], "missing=nan"),
+    (["replay", "paretobandit", "--shift", "absent.csv"], "absent.csv"),
+    (["replay", "paretobandit", "--new-arm", "nobody/knows"], "new_arm='nobody/knows'"),
+    (["replay", "paretobandit", "--budget", "0.01"], "budget=0.01"),
+    (["replay", "paretobandit", "--budget", "-1"], "budget=-1.0"),
+    (["replay", "paretobandit", "--budget", "5", "--quality-floor", "0.9"], "budget=5.0"),
+    (["replay", "paretobandit", "--quality-floor", "1.2"], "quality_floor=1.2"),
+    (["replay", "paretobandit", "--frozen-after", "-1"], "frozen_after=-1"),
+    (["replay", "paretobandit", "--report", "/dev/null"], "report='/dev/null'"),
 ]
 
 
@@ -98,7 +114,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert result.stdout == b"set()\n"
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "demo", "replay"])
+@pytest.mark.parametrize("command", ["up", "down", "status", "demo", "replay", "evaluate"])
 def test_every_command_has_help_and_json(command: str) -> None:
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0
