@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # A dozen processes would each compile a gigabyte of libraries anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run test check bench lock
+.PHONY: setup run test check bench bench-policies lock lock-bench
 
 setup: $(INSTALLED)
 
@@ -41,6 +41,36 @@ bench: setup
 	for policy in linucb thompson static random; do \
 	  $(BIN)/llmopt replay paretobandit --policy $$policy || exit 1; \
 	done
+
+# Peers live in an environment of their own that sees ours behind it: one process times everybody,
+# and what peers need never reaches a user's .venv. One of them must be compiled; it may be left out.
+PEERS := .venv-bench
+DATA ?= paretobandit
+SEEDS ?= 10
+DELAY ?= 0
+MISSING ?= 0
+ONLY ?=
+
+$(PEERS)/.installed: requirements-bench.lock $(INSTALLED)
+	$(BIN)/python -m venv --clear $(PEERS)
+	echo '*' > $(PEERS)/.gitignore
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $(PEERS)/lib/python3.11/site-packages/ours.pth
+	sed '/^contextualbandits==/,/[^\\]$$/d' requirements-bench.lock > $(PEERS)/wheels.lock
+	sed -n '/^contextualbandits==/,/[^\\]$$/p' requirements-bench.lock > $(PEERS)/source.lock
+	$(PEERS)/bin/pip install -q --require-hashes -r $(PEERS)/wheels.lock
+	$(PEERS)/bin/pip install -q --require-hashes --no-deps --no-build-isolation \
+	  -r $(PEERS)/source.lock || echo "contextualbandits could not be compiled: it is left out"
+	touch $@
+
+bench-policies: setup $(PEERS)/.installed
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PEERS)/bin/python -m benchmarks.policies $(DATA) \
+	  --seeds $(SEEDS) --delay $(DELAY) --missing $(MISSING) $(if $(ONLY),--only $(ONLY))
+
+lock-bench: setup
+	$(BIN)/uv pip compile -q --group bench -c requirements.lock --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock-bench" -o requirements-bench.lock
 
 lock: setup
 	printf 'setuptools>=77\nuv\n' | $(BIN)/uv pip compile -q pyproject.toml - --group dev \
