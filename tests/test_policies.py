@@ -19,6 +19,7 @@ from optimizer.policies import (
     make_policy,
 )
 from optimizer.policies.exploration import InverseGap, Thompson
+from optimizer.policies.tuning import WidthTuner
 from optimizer.records import Arm, Observation, Outcome
 from optimizer.reward import Objective, Weights
 
@@ -140,6 +141,35 @@ def test_learning_does_not_depend_on_how_events_are_cut(model, forgetting) -> No
             strict=True,
         ):
             np.testing.assert_allclose(one, other, atol=1e-9)
+
+
+def test_the_tuned_width_is_a_function_of_the_rewards_alone() -> None:
+    seen = observations(5, 900)
+    whole = make("tuned")
+    whole.learn(seen)
+    pieces = make("tuned")
+    for start in range(0, len(seen), 37):
+        pieces.learn(seen[start : start + 37])
+    assert pieces.to_bytes() == whole.to_bytes()
+    copy = make("tuned")
+    copy.from_bytes(whole.to_bytes())
+    replica = make("tuned")
+    replica.use_snapshot(whole.snapshot())
+    for other in (copy, replica):
+        np.testing.assert_allclose(
+            other.probabilities(features(1)), whole.probabilities(features(1)), atol=1e-9
+        )
+
+
+def test_the_tuner_finds_the_width_that_earns_more() -> None:
+    random, tuner, widths = np.random.default_rng(1), WidthTuner(), []
+    for epoch in range(300):
+        mean = {0.25: 0.4, 0.5: 0.45, 1.0: 0.5, 2.0: 0.6}[tuner.width]
+        reward = (random.random(200) < mean) * 1.0
+        tuner.credit(np.full(200, epoch * 200.0), np.full(200, np.nan), reward)
+        tuner.advance((epoch + 1) * 200)
+        widths.append(tuner.width)
+    assert np.mean(np.array(widths[100:]) == 2.0) > 0.8
 
 
 @settings(max_examples=25, deadline=None)

@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 
 from optimizer.errors import IncompatibleState, InvalidInput
-from optimizer.policies.exploration import Exploration
+from optimizer.policies.exploration import Exploration, RandomUcb
 from optimizer.policies.forgetting import Forgetting
 from optimizer.policies.price import Price
 from optimizer.policies.sums import Rows, State, Sums
+from optimizer.policies.tuning import WidthTuner
 from optimizer.records import Matrix, Observation, Vector
 from optimizer.reward import Objective
 
@@ -102,6 +103,8 @@ class Policy:
     lineage
         Names what the learned state depends on (features, hyper-parameters, units; not the arms);
         state of another lineage is refused.
+    tuner
+        Chooses the width of a `RandomUcb` exploration while it learns, or None.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Policy:
         feature_size: int,
         uniform_share: float,
         lineage: str,
+        tuner: WidthTuner | None = None,
     ) -> None:
         if not 0 < uniform_share <= 1:
             raise InvalidInput("uniform_share", uniform_share, "a share in (0, 1]")
@@ -125,6 +129,7 @@ class Policy:
         self.outcome_model = outcome_model
         self.exploration = exploration
         self.forgetting = forgetting
+        self._tuner = tuner
         self.uniform_share = uniform_share
         self.learned = 0
         self.lineage = hashlib.blake2b(lineage.encode(), digest_size=8).hexdigest()
@@ -211,6 +216,7 @@ class Policy:
         if not seen:
             return
         position = [one.position for one in seen]
+        version = np.array([one.version for one in seen], dtype=float)
         rows = self._columns(seen)
         done = 0
         while done < len(seen):
@@ -219,6 +225,11 @@ class Policy:
             block = rest.cut(0, watched)
             self.outcome_model.learn(block)
             self._price.learn(block)
+            if self._tuner is not None:
+                now = slice(done, done + watched)
+                self._tuner.credit(
+                    version[now], self._reward(block.before), self._reward(block.after)
+                )
             done += watched
             self.learned += watched
             block_ends = self.learned >= self._block_end
@@ -228,6 +239,8 @@ class Policy:
                 rows.weight[done:] = self._faded(seen[done:])
             if block_ends or forgot:
                 self.outcome_model.settle()
+            if block_ends and self._tuner is not None and self._tuner.advance(at):
+                self.exploration = RandomUcb(self._tuner.width)
             if block_ends:
                 growth = min(max(self.learned // _GROWTH, _SHORTEST_BLOCK), _LONGEST_BLOCK)
                 self._block_end = self.learned + growth
@@ -247,6 +260,7 @@ class Policy:
             **self.outcome_model.state(),
             **self.forgetting.state(),
             **self._price.state(),
+            **({} if self._tuner is None else self._tuner.state()),
         }
         return self._encode(state, self._block_end)
 
@@ -268,6 +282,9 @@ class Policy:
         self.outcome_model.restore(arrays)
         self.forgetting.restore(arrays)
         self._price.restore(arrays)
+        if self._tuner is not None:
+            self._tuner.restore(arrays)
+            self.exploration = RandomUcb(self._tuner.width)
         self.arm_ids, self._priced_at = there, -_PRICED_EVERY
         self.learned, self._block_end = content["learned"], content["block_end"]
         if here != there:
@@ -290,6 +307,8 @@ class Policy:
         if tuple(content["arm_ids"]) != self.arm_ids:
             raise IncompatibleState("a snapshot of other arms")
         self.learned, self._probe = content["learned"], content["probe"]
+        if self._tuner is not None:
+            self.exploration = RandomUcb(content["width"])
         self.outcome_model.use(arrays)
 
     def _encode(self, arrays: State, block_end: int = 0) -> bytes:
@@ -303,6 +322,7 @@ class Policy:
                 "learned": self.learned,
                 "block_end": block_end,
                 "probe": self._probe,
+                "width": None if self._tuner is None else self._tuner.width,
                 "arrays": packed,
             }
         )
@@ -346,6 +366,13 @@ class Policy:
         chosen *= 1.0 - self.uniform_share
         chosen += self.uniform_share / len(self.arm_ids)
         return chosen
+
+    def _reward(self, targets: Matrix) -> Vector:
+        """Shape (n,): the reward of each row, NaN while a part that counts is missing."""
+        weights = self._objective.target_weights()
+        used = np.flatnonzero(weights)
+        reward: Vector = targets[:, used] @ weights[used]
+        return reward
 
     def _faded(self, seen: list[Observation]) -> Vector:
         arm = np.array([one.arm for one in seen])

@@ -23,6 +23,7 @@ from optimizer.policies.forgetting import Discounted, DriftAware, Forgetting, Ne
 from optimizer.policies.gradient import GradientHeads
 from optimizer.policies.linear import LinearHeads
 from optimizer.policies.means import MeanHeads
+from optimizer.policies.tuning import WidthTuner
 from optimizer.records import Arm
 from optimizer.reward import TARGETS, Objective
 
@@ -37,6 +38,7 @@ __all__ = [
 
 COMBINATIONS: dict[str, tuple[str, str]] = {
     "randucb": ("linear", "randucb"),
+    "tuned": ("linear", "tuned"),
     "linucb": ("linear", "ucb"),
     "linthompson": ("linear", "thompson"),
     "squarecb": ("linear", "gap"),
@@ -56,7 +58,17 @@ POLICY_NAMES: tuple[str, ...] = tuple(COMBINATIONS)
 MODELS = ("beta", "gaussian", "linear", "ftrl", "adagrad", "trees")
 _EXACT = ("beta", "gaussian", "linear")
 
-EXPLORATIONS = ("ucb", "randucb", "thompson", "gap", "epsilon", "greedy", "uniform", "static")
+EXPLORATIONS = (
+    "ucb",
+    "randucb",
+    "tuned",
+    "thompson",
+    "gap",
+    "epsilon",
+    "greedy",
+    "uniform",
+    "static",
+)
 
 
 class PolicySettings(BaseModel):
@@ -151,6 +163,7 @@ def make_policy(
     explorations: dict[str, Callable[[], Exploration]] = {
         "ucb": lambda: Ucb(settings.alpha),
         "randucb": lambda: RandomUcb(settings.alpha),
+        "tuned": lambda: RandomUcb(WidthTuner().width),
         "thompson": Thompson,
         "gap": lambda: InverseGap(settings.gap_scale),
         "epsilon": lambda: Epsilon(settings.epsilon),
@@ -159,7 +172,7 @@ def make_policy(
         "static": lambda: Static(static_arm),
     }
     lineage = (
-        f"{kind} {schema_id} {feature_size} {groups} {settings.forgetting} {settings.horizon} "
+        f"{kind} {rule == 'tuned'} {schema_id} {feature_size} {groups} {settings.forgetting} {settings.horizon} "
         f"{objective.cost_cap_usd} {objective.latency_cap_s}"
     )
     return Policy(
@@ -172,6 +185,7 @@ def make_policy(
         feature_size,
         settings.uniform_share,
         lineage,
+        WidthTuner() if rule == "tuned" else None,
     )
 
 
