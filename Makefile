@@ -38,9 +38,8 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	for policy in linucb thompson static random; do \
-	  $(BIN)/llmopt replay paretobandit --policy $$policy || exit 1; \
-	done
+	$(BIN)/llmopt replay paretobandit --policy randucb --policy linucb --policy squarecb \
+	  --policy thompson --policy static --policy random
 
 # Peers live in an environment of their own that sees ours behind it: one process times everybody,
 # and what peers need never reaches a user's .venv. One of them must be compiled; it may be left out.

@@ -6,6 +6,7 @@ The tests of this file share one running platform and build on each other, in th
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -112,10 +113,15 @@ def test_every_door_and_every_interface_answers(platform: Platform) -> None:
         wait_until(lambda port=port: answers(platform.url(port, "/")), 120)
 
 
-def test_what_the_readme_shows_works(platform: Platform) -> None:
+def readme() -> dict[str, str]:
+    """The blocks of the README that are run, by name."""
     text = (ROOT / "README.md").read_text()
-    blocks = dict(re.findall(r"<!-- test: (\w+) -->\n```sh\n(.*?)```", text, re.S))
-    assert set(blocks) == {"decision", "reward", "point", "replay"}
+    return dict(re.findall(r"<!-- test: (\w+) -->\n```sh\n(.*?)```", text, re.S))
+
+
+def test_what_the_readme_shows_works(platform: Platform) -> None:
+    blocks = readme()
+    assert set(blocks) == {"decision", "reward", "point", "replay", "evaluate"}
 
     def run(name: str, **environment: str) -> str:
         command = blocks[name]
@@ -175,6 +181,13 @@ def test_no_acknowledged_reward_is_missing_after_the_learner_is_killed(platform:
     after = platform.point()
     assert after["learner"]["pid"] != pid
     assert after["policy_version"] == rewards
+
+
+def test_the_traffic_that_was_served_can_be_evaluated(platform: Platform) -> None:
+    """After the demo above."""
+    answer = platform.run(*shlex.split(readme()["evaluate"])[1:])
+    assert answer["evaluated"] > 500
+    assert answer["verdict"]["estimator"] == "dr"
 
 
 def test_the_demo_found_a_good_policy(platform: Platform) -> None:

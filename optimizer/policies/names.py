@@ -172,7 +172,8 @@ def make_policy(
         "static": lambda: Static(static_arm),
     }
     lineage = (
-        f"{kind} {rule == 'tuned'} {schema_id} {feature_size} {groups} {settings.forgetting} {settings.horizon} "
+        f"{kind} {rule == 'tuned'} {schema_id} {feature_size} {groups} "
+        f"{settings.forgetting} {settings.horizon} "
         f"{objective.cost_cap_usd} {objective.latency_cap_s}"
     )
     return Policy(
