@@ -40,6 +40,7 @@ check: setup
 bench: setup
 	$(BIN)/llmopt replay paretobandit --policy randucb --policy linucb --policy squarecb \
 	  --policy thompson --policy static --policy random
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.decision_speed
 
 # Peers live in an environment of their own that sees ours behind it: one process times everybody,
 # and what peers need never reaches a user's .venv. One of them must be compiled; it may be left out.
