@@ -3,7 +3,7 @@
 The names people use are names of combinations, see `make_policy`.
 """
 
-from optimizer.policies.base import OutcomeModel, Policy, draw
+from optimizer.policies.base import Policy, draw
 from optimizer.policies.names import (
     COMBINATIONS,
     EXPLORATIONS,
@@ -12,6 +12,7 @@ from optimizer.policies.names import (
     PolicySettings,
     make_policy,
 )
+from optimizer.policies.outcome_model import OutcomeModel
 
 __all__ = [
     "COMBINATIONS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,13 +13,14 @@ import numpy as np
 from optimizer.errors import IncompatibleState, InvalidInput
 from optimizer.policies.exploration import Exploration, RandomUcb
 from optimizer.policies.forgetting import Forgetting
+from optimizer.policies.outcome_model import OutcomeModel
 from optimizer.policies.price import Price
-from optimizer.policies.sums import Rows, State, Sums
+from optimizer.policies.sums import Rows, State
 from optimizer.policies.tuning import WidthTuner
 from optimizer.records import Matrix, Observation, Vector
 from optimizer.reward import Objective
 
-__all__ = ["OutcomeModel", "Policy", "draw"]
+__all__ = ["Policy", "draw"]
 
 _SHORTEST_BLOCK, _LONGEST_BLOCK, _GROWTH = 32, 1000, 8
 """Variances are estimated anew after 32 rewards, later after an eighth of those learned, at last
@@ -30,58 +31,6 @@ _PRICED_EVERY = 16
 
 _PROBE_SHARE = 0.05
 """Share of requests for the arm that a quality floor has to know better, see `Price.probe`."""
-
-
-class OutcomeModel(Protocol):
-    """Predicts the score of every arm under a linear objective."""
-
-    arms: int
-    sums: Sums
-
-    def learn(self, rows: Rows) -> None:
-        """Apply changes of targets."""
-
-    def settle(self) -> None:
-        """A block of rewards is complete: estimate what is estimated once a block."""
-
-    def scale(self, factor: float | Vector) -> None:
-        """Forget a part of what was learned, one factor or shape (arms,)."""
-
-    def surprises(self, rows: Rows) -> Matrix:
-        """Shape (n, targets): standardised errors of the predictions of the last `settle`."""
-
-    def refresh(self, target_weights: Vector) -> None:
-        """Bring `score` up to date with what was learned, for this objective."""
-
-    def score(self, features: Vector) -> tuple[Vector, Vector]:
-        """Mean and standard error, each of shape (arms,), of ``target_weights @ targets``.
-
-        The targets are taken as independent of each other.
-        """
-
-    def score_many(self, features: Matrix) -> tuple[Matrix, Matrix]:
-        """`score` of many requests, each of shape (n, arms)."""
-
-    def expect(self, target: int, features: Matrix) -> Matrix:
-        """Shape (n, arms): the expected value of one target."""
-
-    def doubt(self, target: int, features: Matrix) -> Matrix:
-        """Shape (n, arms): the standard error of `expect`."""
-
-    def state(self) -> State:
-        """Everything learned."""
-
-    def restore(self, state: State) -> None:
-        """Take what `state` gave; `score` follows at the next `refresh`."""
-
-    def scoring(self) -> State:
-        """What `score` needs and nothing else."""
-
-    def use(self, scoring: State) -> None:
-        """Take what `scoring` gave."""
-
-    def choose(self, rows: Sequence[int | None]) -> None:
-        """Change the arms: each is the one that was at that index, None a new one."""
 
 
 class Policy:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from optimizer.policies.base import OutcomeModel, Policy
+from optimizer.policies.base import Policy
+from optimizer.policies.drift import DriftAware
 from optimizer.policies.exploration import (
     Epsilon,
     Exploration,
@@ -19,10 +20,11 @@ from optimizer.policies.exploration import (
     Ucb,
     Uniform,
 )
-from optimizer.policies.forgetting import Discounted, DriftAware, Forgetting, Never, Window
+from optimizer.policies.forgetting import Discounted, Forgetting, Never, Window
 from optimizer.policies.gradient import GradientHeads
 from optimizer.policies.linear import LinearHeads
 from optimizer.policies.means import MeanHeads
+from optimizer.policies.outcome_model import OutcomeModel
 from optimizer.policies.tuning import WidthTuner
 from optimizer.records import Arm
 from optimizer.reward import TARGETS, Objective
