@@ -54,7 +54,7 @@ def fold(
     Decisions of the static rule, of arms that are gone, and of another feature layout do not teach;
     they are counted in ``skipped`` by their reason.
     """
-    index = {arm_id: position for position, arm_id in enumerate(policy.arm_ids)}
+    index = {arm_id: position for position, arm_id in enumerate(policy.known_ids)}
     observations = []
     for row in rows:
         try:

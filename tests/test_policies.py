@@ -255,6 +255,30 @@ def test_arms_come_and_go_and_what_was_learned_stays(model) -> None:
     other.learn([Observation(1, features(3), NOTHING, Outcome(quality=0.5))])
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_an_arm_that_comes_back_knows_what_it_knew(model) -> None:
+    policy = make(f"{model}+ucb")
+    policy.learn(observations(8, 200))
+    before = policy.probabilities_many(np.array([features(seed) for seed in range(5)]))
+    ids = policy.arm_ids
+    policy.set_arms([ids[0], ids[2]])
+    assert policy.probabilities(features(1)).shape == (2,)
+    assert policy.known_ids == (ids[0], ids[2], ids[1], ids[3])
+    late = Observation(3, features(3), NOTHING, Outcome(quality=0.5, cost_usd=0.001))
+    policy.learn([late])
+    two = make(f"{model}+ucb", (ARMS[0], ARMS[2]))
+    two.from_bytes(policy.to_bytes())
+    replica = make(f"{model}+ucb", (ARMS[0], ARMS[2]))
+    replica.use_snapshot(two.snapshot())
+    for other in (two, replica):
+        assert other.probabilities(features(1)) == pytest.approx(policy.probabilities(features(1)))
+    two.set_arms(ids)
+    two.learn([Observation(3, late.features, late.after, NOTHING)])
+    if model in EXACT_MODELS:
+        after = two.probabilities_many(np.array([features(seed) for seed in range(5)]))
+        np.testing.assert_allclose(after, before, atol=1e-9)
+
+
 def test_a_new_arm_starts_as_an_average_one_that_is_uncertain() -> None:
     policy = make("linucb")
     policy.objective = Objective(Weights(quality=1, cost=0, latency=0), cost_cap_usd=0.01)

@@ -29,6 +29,8 @@ after every 1,000: where a block ends depends on the number of rewards alone."""
 _PRICED_EVERY = 16
 """Rewards after which a price is looked for anew."""
 
+_RETIRED = 32
+
 _PROBE_SHARE = 0.05
 """Share of requests for the arm that a quality floor has to know better, see `Price.probe`."""
 
@@ -75,6 +77,7 @@ class Policy:
             raise InvalidInput("arms", len(arm_ids), f"the model has {outcome_model.arms} arms")
         self.name = name
         self.arm_ids = tuple(arm_ids)
+        self.retired_ids: tuple[bytes, ...] = ()
         self.outcome_model = outcome_model
         self.exploration = exploration
         self.forgetting = forgetting
@@ -122,6 +125,8 @@ class Policy:
         ``uniform_share / candidates``.
         """
         mean, std = self.outcome_model.score(features)
+        if self.retired_ids:
+            mean, std = mean[: len(self.arm_ids)], std[: len(self.arm_ids)]
         if candidates is None and not set_aside:
             chosen = self.exploration.probabilities(mean, std, self.learned)
             return self._with_floor(chosen)
@@ -150,6 +155,8 @@ class Policy:
         Shape (n, arms), each row of sum 1.
         """
         mean, std = self.outcome_model.score_many(features)
+        if self.retired_ids:
+            mean, std = mean[:, : len(self.arm_ids)], std[:, : len(self.arm_ids)]
         chosen = self.exploration.probabilities(mean, std, self.learned)
         return self._with_floor(chosen)
 
@@ -196,12 +203,27 @@ class Policy:
         self._refresh()
 
     def set_arms(self, arm_ids: Sequence[bytes]) -> None:
-        """Change the arms; what was learned of those that stay is kept, new ones start warm."""
-        known = {arm_id: index for index, arm_id in enumerate(self.arm_ids)}
-        self.outcome_model.choose([known.get(arm_id) for arm_id in arm_ids])
-        self.forgetting.choose([known.get(arm_id) for arm_id in arm_ids])
+        """Change the arms that may be chosen.
+
+        What was learned of those that stay is kept, and new ones start warm. An arm that goes is
+        retired: late rewards still teach what it shares with others, and if it comes back it knows
+        what it knew. The last 32 of them are remembered.
+        """
+        known = self.known_ids
+        gone = [arm_id for arm_id in known if arm_id not in arm_ids]
+        self.retired_ids = tuple(gone[-_RETIRED:])
         self.arm_ids = tuple(arm_ids)
+        place = {arm_id: index for index, arm_id in enumerate(known)}
+        rows = [place.get(arm_id) for arm_id in self.known_ids]
+        self.outcome_model.choose(rows)
+        self.forgetting.choose(rows)
+        self._priced_at = -_PRICED_EVERY
         self._refresh()
+
+    @property
+    def known_ids(self) -> tuple[bytes, ...]:
+        """The arms that observations may be of: those that may be chosen, then the retired."""
+        return self.arm_ids + self.retired_ids
 
     def to_bytes(self) -> bytes:
         """Everything learned, the same bytes for the same state."""
@@ -224,8 +246,10 @@ class Policy:
         content, arrays = self._decode(data)
         if not self.outcome_model.state().keys() <= arrays.keys():
             raise IncompatibleState("no state to learn on from; is it a snapshot?")
-        here, there = self.arm_ids, tuple(content["arm_ids"])
-        nothing: list[int | None] = [None] * len(there)
+        here = self.arm_ids
+        self.arm_ids = tuple(content["arm_ids"])
+        self.retired_ids = tuple(content["retired_ids"])
+        nothing: list[int | None] = [None] * len(self.known_ids)
         self.outcome_model.choose(nothing)
         self.forgetting.choose(nothing)
         self.outcome_model.restore(arrays)
@@ -234,9 +258,9 @@ class Policy:
         if self._tuner is not None:
             self._tuner.restore(arrays)
             self.exploration = RandomUcb(self._tuner.width)
-        self.arm_ids, self._priced_at = there, -_PRICED_EVERY
+        self._priced_at = -_PRICED_EVERY
         self.learned, self._block_end = content["learned"], content["block_end"]
-        if here != there:
+        if here != self.arm_ids:
             self.set_arms(here)
         self._refresh()
 
@@ -255,6 +279,7 @@ class Policy:
         content, arrays = self._decode(data)
         if tuple(content["arm_ids"]) != self.arm_ids:
             raise IncompatibleState("a snapshot of other arms")
+        self.retired_ids = tuple(content["retired_ids"])
         self.learned, self._probe = content["learned"], content["probe"]
         if self._tuner is not None:
             self.exploration = RandomUcb(content["width"])
@@ -268,6 +293,7 @@ class Policy:
             {
                 "lineage": self.lineage,
                 "arm_ids": self.arm_ids,
+                "retired_ids": self.retired_ids,
                 "learned": self.learned,
                 "block_end": block_end,
                 "probe": self._probe,
@@ -332,8 +358,9 @@ class Policy:
         if not objective.constrained:
             self._target_weights, self._probe = objective.target_weights(), None
         elif not 0 <= self.learned - self._priced_at < _PRICED_EVERY:
-            self._target_weights = self._price.target_weights(self.outcome_model, objective)
-            self._probe = self._price.probe(self.outcome_model, objective)
+            model, active = self.outcome_model, len(self.arm_ids)
+            self._target_weights = self._price.target_weights(model, objective, active)
+            self._probe = self._price.probe(model, objective, active)
             self._priced_at = self.learned
         self.outcome_model.refresh(self._target_weights)
 

@@ -81,23 +81,24 @@ class Price:
         self._recent[place] = fresh
         self._seen += len(fresh) + skipped
 
-    def target_weights(self, model: Expecting, objective: Objective) -> Vector:
+    def target_weights(self, model: Expecting, objective: Objective, active: int) -> Vector:
         """Shape (len(TARGETS),): the linear form to maximise now.
 
-        Before any request is known, quality is all that counts.
+        Before any request is known, quality is all that counts. Of the model's arms only the first
+        ``active`` may be chosen.
         """
         known = int(min(self._seen[0], _RECENT))
         price = 0.0
         if known:
             features = self._recent[:known]
-            quality = model.expect(_QUALITY, features)
-            cost = model.expect(_COST, features)
+            quality = model.expect(_QUALITY, features)[:, :active]
+            cost = model.expect(_COST, features)[:, :active]
             unit = max(float(cost.mean()), 1e-12)
             ladder = _LADDER / unit
             choice = (quality[None] - ladder[:, None, None] * cost[None]).argmax(axis=2)
             rows = np.arange(known)
             allowed = self._allowed(
-                model, objective, quality[rows, choice].mean(1), cost[rows, choice].mean(1)
+                model, objective, active, quality[rows, choice].mean(1), cost[rows, choice].mean(1)
             )
             price = float(ladder[allowed])
         weights = np.zeros(len(TARGETS))
@@ -108,6 +109,7 @@ class Price:
         self,
         model: Expecting,
         objective: Objective,
+        active: int,
         ladder_quality: Vector,
         ladder_cost: Vector,
     ) -> int:
@@ -117,7 +119,7 @@ class Price:
             # The first feature is the constant, so its moment is the plain sum.
             count = float(sums.part_count()[_QUALITY].sum())
             got = float(sums.moment[_QUALITY, :, 0].sum())
-            wanted = (_AIM + (1.0 - _AIM) * objective.quality_floor) * self._best(model)
+            wanted = (_AIM + (1.0 - _AIM) * objective.quality_floor) * self._best(model, active)
             short = float(np.clip((wanted * count - got) / _REPAY, -_MOST, _MOST))
             within_reach = _REACH * ladder_quality.max()
             return int(np.flatnonzero(ladder_quality >= min(wanted + short, within_reach)).max())
@@ -128,16 +130,16 @@ class Price:
         affordable = ladder_cost <= room
         return int(affordable.argmax()) if affordable.any() else len(_LADDER) - 1
 
-    def _best(self, model: Expecting) -> float:
+    def _best(self, model: Expecting, active: int) -> float:
         """Mean quality of the arm that is best alone, over all requests known.
 
         Optimistic by a standard error: an arm that is hardly taken must not look worse than it is,
         or the floor would sink with it.
         """
-        mean, doubt = self._alone(model)
+        mean, doubt = self._alone(model, active)
         return float(np.clip((mean + _DOUBT * doubt).max(), 0.0, 1.0))
 
-    def probe(self, model: Expecting, objective: Objective) -> int | None:
+    def probe(self, model: Expecting, objective: Objective, active: int) -> int | None:
         """The arm that a small share of requests should go to, to learn where the floor is.
 
         It is the arm that may well be the best and is not known well enough; at a price on cost no
@@ -145,19 +147,20 @@ class Price:
         """
         if objective.quality_floor is None or not self._seen[0]:
             return None
-        mean, doubt = self._alone(model)
+        mean, doubt = self._alone(model, active)
         likely = mean + _LIKELY * doubt
         doubtful = (doubt > _KNOWN * mean.max()) & (likely > mean.max())
         return int(np.where(doubtful, likely, -np.inf).argmax()) if doubtful.any() else None
 
-    def _alone(self, model: Expecting) -> tuple[Vector, Vector]:
+    def _alone(self, model: Expecting, active: int) -> tuple[Vector, Vector]:
         """Mean quality of each arm if it took all requests known, and its standard error."""
         sums = model.sums
         count = max(float(sums.part_count()[_QUALITY].sum()), 1.0)
         centre = sums.part_gram(_QUALITY)[:, 0].sum(axis=0)[None] / count
         if centre.shape[1] != self._recent.shape[1]:
             centre = self._recent[: int(min(self._seen[0], _RECENT))].mean(axis=0, keepdims=True)
-        return model.expect(_QUALITY, centre)[0], model.doubt(_QUALITY, centre)[0]
+        mean, doubt = model.expect(_QUALITY, centre)[0], model.doubt(_QUALITY, centre)[0]
+        return mean[:active], doubt[:active]
 
     def state(self) -> State:
         """The recent requests."""

@@ -184,11 +184,12 @@ class TreeHeads:
             for part, forest in self._forests.items()
             for name, array in (("nodes", forest.nodes), ("leaves", forest.leaves))
         }
-        return {"weights": self._weights, **forests}
+        return {"weights": self._weights, "arms": np.full(1, float(self.arms)), **forests}
 
     def use(self, scoring: State) -> None:
         """Score by what `scoring` gave."""
         self._weights = scoring["weights"].copy()
+        self.arms = int(scoring["arms"][0])
         self._forests = {
             part: _Forest(scoring[f"forest_{part}_nodes"], scoring[f"forest_{part}_leaves"])
             for part in range(len(PARTS))
