@@ -18,7 +18,7 @@ from optimizer.policies import (
     draw,
     make_policy,
 )
-from optimizer.policies.exploration import InverseGap, Thompson
+from optimizer.policies.exploration import InverseGap, RandomUcb, Thompson
 from optimizer.policies.tuning import WidthTuner
 from optimizer.records import Arm, Observation, Outcome
 from optimizer.reward import Objective, Weights
@@ -339,6 +339,20 @@ def test_thompson_matches_a_simulation() -> None:
     draws = np.random.default_rng(10).normal(mean, std, size=(200_000, 3))
     truth = np.bincount(draws.argmax(axis=1), minlength=3) / len(draws)
     np.testing.assert_allclose(Thompson().probabilities(mean, std, 0), truth, atol=0.02)
+
+
+def test_without_knowledge_all_arms_are_level() -> None:
+    """So that late rewards do not find the first arm tried two hundred times."""
+    np.testing.assert_allclose(make("randucb").probabilities(features(1)), 0.25)
+
+
+def test_a_random_width_gives_the_share_of_widths_at_which_an_arm_wins() -> None:
+    mean, std = np.array([0.5, 0.4, 0.1]), np.array([0.0, 0.2, 0.2])
+    widths = np.abs(np.random.default_rng(3).normal(size=100_000))
+    truth = np.bincount((mean + widths[:, None] * std).argmax(axis=1), minlength=3) / 100_000
+    got = RandomUcb(1.0).probabilities(mean, std, 0)
+    np.testing.assert_allclose(got, truth, atol=1 / 16)
+    assert got[2] == 0
 
 
 def test_inverse_gap_weights_are_those_of_the_paper() -> None:

@@ -145,12 +145,15 @@ class RandomUcb:
         self._widths = alpha * ndtri(0.5 + (np.arange(_WIDTHS) + 0.5) / (2 * _WIDTHS))[:, None]
 
     def probabilities(self, mean: Matrix, std: Matrix, learned: int) -> Matrix:
-        """The share of widths at which each arm is the highest."""
-        best = (mean[..., None, :] + self._widths * std[..., None, :]).argmax(axis=-1)
+        """The share of widths at which each arm is the highest; arms that are level share."""
+        score = mean[..., None, :] + self._widths * std[..., None, :]
+        best = score.argmax(axis=-1)
+        widest = score[..., -1, :]
+        level = widest == widest.max(axis=-1, keepdims=True)
+        if np.count_nonzero(level) > best.size // _WIDTHS:
+            return _share_of_highest(score)
         number = mean.shape[-1]
-        if mean.ndim == 1:
-            return np.bincount(best, minlength=number) / _WIDTHS
-        first = np.arange(len(mean))[:, None] * number
+        first = number * np.arange(mean.size // number)[:, None] if mean.ndim > 1 else 0
         count = np.bincount((best + first).ravel(), minlength=mean.size)
         return count.reshape(mean.shape) / _WIDTHS
 
@@ -208,6 +211,13 @@ class Thompson:
         best = np.where(there, beats.prod(axis=-1).mean(axis=-1), 0.0)
         result: Matrix = best / best.sum(axis=-1, keepdims=True)
         return result
+
+
+def _share_of_highest(score: Matrix) -> Matrix:
+    """Mean over widths, shape (..., widths, k), of equal shares of the highest."""
+    highest = score >= score.max(axis=-1, keepdims=True)
+    shares: Matrix = (highest / highest.sum(axis=-1, keepdims=True)).mean(axis=-2)
+    return shares
 
 
 def _all_on_highest(score: Vector | Matrix) -> Matrix:
