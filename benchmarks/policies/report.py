@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.policies.race import Entry
-from benchmarks.policies.standings import Estimate, Standing, order_agreement
+from benchmarks.policies.standings import Standing, order_agreement
+from optimizer.replay_seeds import Interval
 
 __all__ = ["Heat", "installed", "write_report"]
 
@@ -153,7 +154,7 @@ def _section(heat: Heat) -> list[str]:
     return lines
 
 
-def _cell(value: Estimate | None, digits: int, sign: str = "") -> str:
+def _cell(value: Interval | None, digits: int, sign: str = "") -> str:
     if value is None:
         return "-"
     text = f"{value.mean:{sign}.{digits}f}"

@@ -6,23 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import kendalltau, t
+from scipy.stats import kendalltau
 
 from benchmarks.policies.race import Lap
 from optimizer.records import Vector
+from optimizer.replay_seeds import Interval, interval
 
-__all__ = ["Estimate", "Standing", "estimate", "order_agreement", "standings"]
-
-_LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and its 95 % interval; with a single seed the interval is unknown."""
-
-    mean: float
-    low: float | None
-    high: float | None
+__all__ = ["Standing", "order_agreement", "standings"]
 
 
 @dataclass(frozen=True)
@@ -44,33 +34,14 @@ class Standing:
     """
 
     name: str
-    reward: Estimate
-    regret: Estimate
-    last_third: Estimate
-    ahead: Estimate | None
-    decide_us: Estimate
-    learn_us: Estimate
-    decide_ratio: Estimate | None
-    learn_ratio: Estimate | None
-
-
-def estimate(values: Sequence[float] | Vector) -> Estimate:
-    """Mean and Student's interval of independent values.
-
-    Examples
-    --------
-    >>> estimate([1.0, 1.0, 1.0])
-    Estimate(mean=1.0, low=1.0, high=1.0)
-    >>> estimate([2.0])
-    Estimate(mean=2.0, low=None, high=None)
-    """
-    array = np.asarray(values, dtype=float)
-    mean = float(array.mean())
-    if array.size < 2:
-        return Estimate(mean, None, None)
-    error = float(array.std(ddof=1)) / array.size**0.5
-    half = float(t.ppf(0.5 + _LEVEL / 2, array.size - 1)) * error
-    return Estimate(mean, mean - half, mean + half)
+    reward: Interval
+    regret: Interval
+    last_third: Interval
+    ahead: Interval | None
+    decide_us: Interval
+    learn_us: Interval
+    decide_ratio: Interval | None
+    learn_ratio: Interval | None
 
 
 def standings(
@@ -100,14 +71,14 @@ def standings(
         (
             Standing(
                 name,
-                estimate(reward[name]),
-                estimate(oracle - reward[name]),
-                estimate([_last_third(lap.rewards) for lap in each]),
-                None if best is None else estimate(reward[name] - reward[best]),
-                estimate(decide[name]),
-                estimate(learn[name]),
-                estimate(decide[name] / decide[ours]) if ours in laps else None,
-                estimate(learn[name] / learn[ours]) if ours in laps else None,
+                interval(reward[name]),
+                interval(oracle - reward[name]),
+                interval([_last_third(lap.rewards) for lap in each]),
+                None if best is None else interval(reward[name] - reward[best]),
+                interval(decide[name]),
+                interval(learn[name]),
+                interval(decide[name] / decide[ours]) if ours in laps else None,
+                interval(learn[name] / learn[ours]) if ours in laps else None,
             )
             for name, each in laps.items()
         ),

@@ -19,7 +19,7 @@ class DriftAware:
     Watches the standardised surprises of each arm and target by a two-sided CUSUM (Page,
     Continuous inspection schemes, Biometrika 1954). A change of two standard deviations is seen
     within a dozen rewards of the arm; for Gaussian surprises an alarm without any change comes
-    about once in 60 million of them (Siegmund, Sequential Analysis, 1985, eq. 2.56).
+    about once in 28 million of them (Siegmund's approximation of the average run length).
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ import numpy as np
 from optimizer.errors import InvalidInput
 from optimizer.policies.hierarchy import Posterior, Variances, estimate_variances, posterior
 from optimizer.policies.sums import Rows, State, Sums
-from optimizer.records import Indices, Matrix, Vector
+from optimizer.records import Matrix, Vector
 from optimizer.reward import TARGETS
 
 __all__ = ["GROUPS", "LinearHeads"]
@@ -244,19 +244,14 @@ class _Scoring:
         return features @ self.coefficients.T, np.sqrt(spread)
 
     def arrays(self) -> State:
-        rows, columns = _triangle(self.coefficients.shape[1])
+        rows, columns = np.tril_indices(self.coefficients.shape[1])
         return {"coefficients": self.coefficients, "covariance": self.covariance[:, rows, columns]}
 
     @classmethod
     def of(cls, arrays: State) -> _Scoring:
         coefficients = arrays["coefficients"]
         arms, size = coefficients.shape
-        rows, columns = _triangle(size)
+        rows, columns = np.tril_indices(size)
         covariance = np.zeros((arms, size, size))
         covariance[:, rows, columns] = covariance[:, columns, rows] = arrays["covariance"]
         return cls(coefficients, covariance)
-
-
-def _triangle(size: int) -> tuple[Indices, Indices]:
-    rows, columns = np.tril_indices(size)
-    return rows, columns
