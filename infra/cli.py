@@ -132,6 +132,9 @@ def replay(
     frozen_after: Annotated[
         int | None, typer.Option(metavar="N", help="Learn nothing more after N requests.")
     ] = None,
+    traits: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prices and the like of models (YAML).")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write curves (PNG) and a page (HTML).")
     ] = None,
@@ -157,6 +160,7 @@ def replay(
             budget,
             quality_floor,
             frozen_after,
+            traits,
         )
         folder = None if report is None else report_folder(report)
         with steps("replay") as on_step:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec.yaml
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from infra.tables import read_table
-from optimizer.errors import InvalidRecording
+from optimizer.arm_traits import ArmTraits
+from optimizer.errors import InvalidInput, InvalidRecording, UnknownName
 from optimizer.recorded import RecordedOutcomes
 
-__all__ = ["PARETOBANDIT", "load_recording"]
+__all__ = ["PARETOBANDIT", "load_recording", "load_traits"]
 
 PARETOBANDIT = "paretobandit"
 _FOLDS = ("val", "test_holdout")
@@ -48,6 +51,38 @@ def load_recording(name_or_path: str) -> RecordedOutcomes:
         raise InvalidRecording(
             f"{name_or_path}: {error.field}", error.value, error.remedy
         ) from None
+
+
+def load_traits(path: Path, models: Sequence[str]) -> Mapping[str, ArmTraits]:
+    """Read what is known of models beforehand: a YAML file of models, each with its traits.
+
+    Parameters
+    ----------
+    path
+        For instance ``small: {price_in_usd: 0.2, context_tokens: 8192}``.
+    models
+        That may be named; those that are not count as typical.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the file, and the model or the trait that is refused.
+    """
+    try:
+        content = msgspec.yaml.decode(path.read_bytes())
+        traits = TypeAdapter(dict[str, ArmTraits]).validate_python(content)
+    except OSError as error:
+        raise InvalidInput("traits", str(path), f"a file that can be read: {error}") from None
+    except msgspec.DecodeError as error:
+        raise InvalidInput("traits", str(path), f"YAML: {error}") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, ("traits", *wrong["loc"])))
+        raise InvalidInput(where, wrong["input"], wrong["msg"]) from None
+    for model in traits:
+        if model not in models:
+            raise UnknownName("traits", model, f"one of the models: {', '.join(models)}")
+    return traits
 
 
 def _numbers(name: str, column: pd.Series[Any]) -> pd.Series[float]:

@@ -32,6 +32,7 @@ def title(request: ReplayRequest, run: ReplayRun) -> str:
         "half-way arrives": request.new_arm,
         "budget": None if request.budget_usd is None else f"{request.budget_usd:g} USD",
         "quality floor": request.quality_floor,
+        "traits of models": None if request.traits is None else request.traits.name,
         "frozen after": None
         if request.frozen_after is None
         else f"{request.frozen_after} requests",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,8 @@ from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
 from feature_repo.embedding import Embedder
-from infra.recordings import load_recording
+from infra.recordings import load_recording, load_traits
+from optimizer.arm_traits import ArmTraits
 from optimizer.errors import InvalidInput, InvalidRecording, UnknownName
 from optimizer.features import FeatureEncoder
 from optimizer.policies import (
@@ -62,6 +64,8 @@ class ReplayRequest:
         In (0, 1]: least cost at this share of the best model's quality, in place of the weights.
     frozen_after
         Requests after which nothing is learned any more.
+    traits
+        A YAML file of what is known of models beforehand, see `infra.recordings.load_traits`.
     """
 
     data: str
@@ -76,6 +80,7 @@ class ReplayRequest:
     budget_usd: float | None = None
     quality_floor: float | None = None
     frozen_after: int | None = None
+    traits: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class _World:
     static_model: str
     objective: Objective
     conditions: Conditions
+    traits: Mapping[str, ArmTraits]
 
 
 def run_replay(
@@ -227,7 +233,8 @@ def _world(request: ReplayRequest) -> _World:
     if request.budget_usd is not None:
         steps = len(course(len(recorded.prompts), request.seed, conditions).order)
         objective = replace(objective, budget_usd=request.budget_usd / steps)
-    return _World(recorded, first_models, static_model, objective, conditions)
+    traits = {} if request.traits is None else load_traits(request.traits, recorded.models)
+    return _World(recorded, first_models, static_model, objective, conditions, traits)
 
 
 def _last(recorded: RecordedOutcomes, model: str) -> RecordedOutcomes:
@@ -253,7 +260,7 @@ def _joined(recorded: RecordedOutcomes, shift: str) -> RecordedOutcomes:
 
 
 def _made(settings: PolicySettings, world: _World, encoder: FeatureEncoder) -> Policy:
-    return make_policy(
+    policy = make_policy(
         settings,
         [Arm(model) for model in world.first_models],
         encoder.size,
@@ -262,6 +269,8 @@ def _made(settings: PolicySettings, world: _World, encoder: FeatureEncoder) -> P
         schema_id=encoder.schema_id,
         groups=encoder.groups,
     )
+    policy.describe({Arm(model).id: told.values() for model, told in world.traits.items()})
+    return policy
 
 
 def _described(

@@ -35,6 +35,11 @@ ARM_ID_BYTES = 8
 class Arm:
     """One choice: a model with parameters and a prompt variant.
 
+    Attributes
+    ----------
+    traits
+        What is known of it beforehand, see `optimizer.arm_traits`; no part of its identity.
+
     Examples
     --------
     >>> Arm("small-model").id == Arm("small-model", {}, "default").id
@@ -46,6 +51,7 @@ class Arm:
     model: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     prompt_variant: str = "default"
+    traits: tuple[float, ...] = ()
 
     @cached_property
     def id(self) -> bytes:

@@ -21,6 +21,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from optimizer.arm_traits import ArmTraits
 from optimizer.errors import InvalidSettings, UnknownName
 from optimizer.policies.names import PolicySettings
 from optimizer.records import Arm
@@ -52,10 +53,11 @@ class ArmSettings(_Strict):
         default_factory=dict, description="handed to the caller with the decision, as it is"
     )
     prompt_variant: str = Field("default", min_length=1, description="which prompt to use")
+    traits: ArmTraits = Field(ArmTraits(), description="what is known of it beforehand")
 
     def arm(self) -> Arm:
         """The record that policies and tokens use."""
-        return Arm(self.model, self.parameters, self.prompt_variant)
+        return Arm(self.model, self.parameters, self.prompt_variant, self.traits.values())
 
 
 class Guardrails(_Strict):

@@ -295,6 +295,41 @@ def test_a_new_arm_starts_as_an_average_one_that_is_uncertain() -> None:
     assert std[4] > 3 * std[:4].max()
 
 
+def test_a_new_arm_starts_as_its_price_makes_one_expect() -> None:
+    """Of twelve arms the dear ones were better: so a dear newcomer is expected to be, and not a
+    cheap one; and the state remembers what the arms are like."""
+    arms = tuple(Arm(f"m{index}", traits=(index / 5.5 - 1.0,)) for index in range(12))
+    dear, cheap = Arm("dear", traits=(1.0,)), Arm("cheap", traits=(-1.0,))
+    quality_only = Objective(Weights(quality=1, cost=0, latency=0), cost_cap_usd=0.01)
+
+    def learner(known: tuple[Arm, ...]) -> Policy:
+        hyper = PolicySettings(name="linucb", uniform_share=SHARE)
+        return make_policy(hyper, known, SIZE, quality_only)
+
+    policy = learner(arms)
+    random = np.random.default_rng(4)
+    for step in range(600):
+        arm = step % 12
+        quality = 0.5 + 0.2 * arms[arm].traits[0] + 0.1 * float(random.normal())
+        policy.learn([Observation(arm, features(step), NOTHING, Outcome(quality=quality))])
+    restarted = learner((*arms, dear, cheap))
+    restarted.from_bytes(policy.to_bytes())
+    policy.describe({arm.id: arm.traits for arm in (dear, cheap)})
+    policy.set_arms([*policy.arm_ids, dear.id, cheap.id])
+    for one in (policy, restarted):
+        mean, std = one.outcome_model.score(np.eye(SIZE)[0])
+        assert mean[12] == pytest.approx(0.7, abs=0.04)
+        assert mean[13] == pytest.approx(0.3, abs=0.04)
+        assert (std[12:] > 2 * std[:12].max()).all()
+    # An arm that went is still remembered as it was, though the settings do not name it any more.
+    gone = learner(arms[1:])
+    gone.from_bytes(policy.to_bytes())
+    gone.set_arms([arm.id for arm in arms])
+    mean, _ = gone.outcome_model.score(np.eye(SIZE)[0])
+    before, _ = policy.outcome_model.score(np.eye(SIZE)[0])
+    np.testing.assert_allclose(mean[:12], before[:12], atol=1e-9)
+
+
 def test_state_of_other_features_is_refused() -> None:
     other = make_policy(PolicySettings(name="linucb"), ARMS, SIZE + 1, OBJECTIVE)
     with pytest.raises(IncompatibleState, match="lineage"):

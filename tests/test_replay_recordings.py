@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from infra.recordings import load_recording
-from optimizer.errors import InvalidRecording
+from infra.recordings import load_recording, load_traits
+from optimizer.errors import InvalidInput, InvalidRecording
 
 ROWS = [
     # request_id, prompt, task, model, quality, cost_usd
@@ -124,3 +124,31 @@ def test_unreadable_file_is_named(
     with pytest.raises(InvalidRecording, match=reason) as caught:
         load_recording(str(file))
     assert caught.value.value == str(file)
+
+
+def test_traits_are_read_and_the_rest_is_typical(tmp_path: Path) -> None:
+    file = tmp_path / "traits.yaml"
+    file.write_text("big: {price_in_usd: 10, context_tokens: 1000000}\n")
+    traits = load_traits(file, ["big", "small"])
+    assert list(traits) == ["big"]
+    assert traits["big"].values() == pytest.approx((1.0, 0.0, 1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("big: {price_in_usd: -1}", "traits.big.price_in_usd=-1"),
+        ("big: {prize: 1}", "traits.big.prize=1"),
+        ("other: {price_in_usd: 1}", "traits='other'"),
+        ("big: [", "traits="),
+        ("3", "traits=3"),
+    ],
+)
+def test_traits_that_cannot_be_read_are_named(tmp_path: Path, content: str, named: str) -> None:
+    file = tmp_path / "traits.yaml"
+    file.write_text(content)
+    with pytest.raises(InvalidInput) as refused:
+        load_traits(file, ["big", "small"])
+    assert named in str(refused.value)
+    with pytest.raises(InvalidInput, match="a file that can be read"):
+        load_traits(tmp_path / "none.yaml", [])

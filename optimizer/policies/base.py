@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -78,6 +78,7 @@ class Policy:
         self.name = name
         self.arm_ids = tuple(arm_ids)
         self.retired_ids: tuple[bytes, ...] = ()
+        self._traits: dict[bytes, tuple[float, ...]] = {}
         self.outcome_model = outcome_model
         self.exploration = exploration
         self.forgetting = forgetting
@@ -202,6 +203,15 @@ class Policy:
                 self._block_end = self.learned + growth
         self._refresh()
 
+    def describe(self, traits: Mapping[bytes, Sequence[float]]) -> None:
+        """Tell what is known of arms beforehand, by their ids; arms may be still to come.
+
+        See `optimizer.arm_traits`. What was told before about other arms is kept.
+        """
+        self._traits |= {arm_id: tuple(values) for arm_id, values in traits.items()}
+        self._describe()
+        self._refresh()
+
     def set_arms(self, arm_ids: Sequence[bytes]) -> None:
         """Change the arms that may be chosen.
 
@@ -217,6 +227,7 @@ class Policy:
         rows = [place.get(arm_id) for arm_id in self.known_ids]
         self.outcome_model.choose(rows)
         self.forgetting.choose(rows)
+        self._describe()
         self._priced_at = -_PRICED_EVERY
         self._refresh()
 
@@ -258,6 +269,9 @@ class Policy:
         if self._tuner is not None:
             self._tuner.restore(arrays)
             self.exploration = RandomUcb(self._tuner.width)
+        told = dict(zip(self.known_ids, map(tuple, content["traits"]), strict=True))
+        self._traits = told | self._traits
+        self._describe()
         self._priced_at = -_PRICED_EVERY
         self.learned, self._block_end = content["learned"], content["block_end"]
         if here != self.arm_ids:
@@ -285,6 +299,13 @@ class Policy:
             self.exploration = RandomUcb(content["width"])
         self.outcome_model.use(arrays)
 
+    def _describe(self) -> None:
+        told = [self._traits.get(arm_id, ()) for arm_id in self.known_ids]
+        traits = np.zeros((len(told), max(map(len, told))))
+        for row, values in zip(traits, told, strict=True):
+            row[: len(values)] = values
+        self.outcome_model.describe(traits)
+
     def _encode(self, arrays: State, block_end: int = 0) -> bytes:
         packed: dict[str, Any] = {
             name: (array.shape, array.tobytes()) for name, array in arrays.items()
@@ -294,6 +315,7 @@ class Policy:
                 "lineage": self.lineage,
                 "arm_ids": self.arm_ids,
                 "retired_ids": self.retired_ids,
+                "traits": [self._traits.get(arm_id, ()) for arm_id in self.known_ids],
                 "learned": self.learned,
                 "block_end": block_end,
                 "probe": self._probe,

@@ -167,6 +167,9 @@ class GradientHeads:
         """Score by what `scoring` gave."""
         self._weights, self._spread = scoring["weights"], scoring["spread"]
 
+    def describe(self, traits: Matrix) -> None:
+        """Arms are strangers to each other here: traits tell nothing."""
+
     def choose(self, rows: Sequence[int | None]) -> None:
         """Change the arms: each is the one that was at that index, None a new one."""
         arrays = self._empty(len(rows))

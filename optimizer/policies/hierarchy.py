@@ -4,8 +4,11 @@ The coefficients of arm ``k`` are :math:`\theta_k = \beta + \varepsilon_k`: what
 hard a request is), plus what is special about the arm. With :math:`\varepsilon_k \sim N(0, \tau^2)`
 and :math:`\beta` almost free, a new arm starts as an average one with the uncertainty that arms
 differ by, and a rare task borrows from the rest (Lindley and Smith, Bayes estimates for the linear
-model, 1972). Given :math:`\beta` the arms are independent, so everything is made of matrices of the
-size of the features, however many arms there are. Sums are divided by the noise.
+model, 1972). What is known of an arm beforehand, its traits :math:`z_k`, moves its constant by
+:math:`z_k^T \gamma` with :math:`\gamma` shared by all arms, too: where dear models were better, a
+new dear one starts better. Given :math:`\beta` and :math:`\gamma` the arms are independent, so
+everything is made of matrices of the size of the features, however many arms there are. Sums are
+divided by the noise.
 """
 
 from __future__ import annotations
@@ -32,9 +35,11 @@ class Posterior:
     own
         Shape (arms, d, d): of each arm's coefficients if those shared were known.
     shared, shared_covariance
-        Shapes (d,) and (d, d).
+        Shapes (d + m,) and (d + m, d + m): the coefficients all arms share, then those of traits.
     precision
         Shape (d,): of an arm's deviations.
+    traits
+        Shape (arms, m).
     """
 
     coefficients: Matrix
@@ -43,6 +48,12 @@ class Posterior:
     shared: Vector
     shared_covariance: Matrix
     precision: Vector
+    traits: Matrix
+
+    @property
+    def expected(self) -> Matrix:
+        """Shape (arms, d): what the coefficients would be, were nothing special about an arm."""
+        return _of_arms(self.shared, self.traits)
 
     def absorb(self, arm: int, features: Vector, target: float) -> None:
         """One observation more, in place: exact (Sherman and Morrison), at a fraction of the time.
@@ -59,8 +70,10 @@ class Posterior:
         own = self.own[arm]
         gain = own @ features
         leverage = 1.0 + float(features @ gain)
-        shared_gain = self.shared_covariance @ (self.precision * gain)
-        covariance = self.own @ (self.precision * shared_gain)
+        pull = self.precision * gain
+        shared_gain = self.shared_covariance @ np.append(pull, pull[0] * self.traits[arm])
+        expected = self.precision * _of_arms(shared_gain, self.traits)
+        covariance: Matrix = (self.own @ expected[:, :, None])[:, :, 0]
         covariance[arm] += gain
         scale = 1.0 + float(features @ covariance[arm])
         surprise = (target - float(features @ self.coefficients[arm])) / scale
@@ -92,7 +105,12 @@ class Variances:
 
 
 def posterior(
-    gram: Matrix, moment: Matrix, precision: Vector, shared_precision: Vector, shared_mean: Vector
+    gram: Matrix,
+    moment: Matrix,
+    precision: Vector,
+    shared_precision: Vector,
+    shared_mean: Vector,
+    traits: Matrix,
 ) -> Posterior:
     """The posterior of all arms, from their sums.
 
@@ -105,23 +123,33 @@ def posterior(
     precision
         Shape (d,): prior precision of an arm's deviations, above 0.
     shared_precision, shared_mean
-        Shape (d,): prior of the shared coefficients; precision above 0.
+        Shape (d + m,): prior of the shared coefficients, then of those of traits; precision above
+        0.
+    traits
+        Shape (arms, m): they move the first coefficient.
     """
     index = np.arange(len(precision))
     design = gram.copy()
     design[:, index, index] += precision
     own: Matrix = np.linalg.inv(design).astype(np.float64, copy=False)
     explained = own @ moment[:, :, None]
-    spread = own * precision  # (arms, d, d): own covariance times prior precision
-    information = (precision[:, None] * (own @ gram)).sum(axis=0)
+    # What an arm's coefficients move by with the shared ones.
+    follows = _with_traits(own * precision, traits)
+    known = _with_traits(precision[:, None] * (own @ gram), traits)
+    information = np.vstack(
+        [known.sum(axis=0), np.einsum("km,kj->mj", traits, known[:, 0])],
+    )
     information = (information + information.T) / 2
-    information[index, index] += shared_precision
+    every = np.arange(len(information))
+    information[every, every] += shared_precision
     shared_covariance: Matrix = np.linalg.inv(information).astype(np.float64, copy=False)
-    pull = precision * explained[:, :, 0].sum(axis=0) + shared_precision * shared_mean
-    shared = shared_covariance @ pull
-    coefficients = explained[:, :, 0] + spread @ shared
-    covariance: Matrix = own + spread @ shared_covariance @ spread.transpose(0, 2, 1)
-    return Posterior(coefficients, covariance, own, shared, shared_covariance, precision)
+    pull = precision * explained[:, :, 0]
+    shared = shared_covariance @ (
+        np.append(pull.sum(axis=0), pull[:, 0] @ traits) + shared_precision * shared_mean
+    )
+    coefficients = explained[:, :, 0] + follows @ shared
+    covariance: Matrix = own + follows @ shared_covariance @ follows.transpose(0, 2, 1)
+    return Posterior(coefficients, covariance, own, shared, shared_covariance, precision, traits)
 
 
 def estimate_variances(
@@ -157,8 +185,8 @@ def estimate_variances(
         in coefficients, for each group.
     """
     theta = found.coefficients
-    deviation = theta - found.shared
-    pulled = found.own @ (gram / now.noise)
+    deviation = theta - found.expected
+    pulled = _with_traits(found.own @ (gram / now.noise), found.traits)
     spread = np.einsum("kii->ki", found.own) + np.einsum(
         "kij,kij->ki", pulled @ found.shared_covariance, pulled
     )
@@ -175,3 +203,16 @@ def estimate_variances(
         (residual + arm_weight * pooled) / (free + arm_weight),
         (squared + group_weight * prior.deviation) / (number + group_weight),
     )
+
+
+def _of_arms(shared: Vector, traits: Matrix) -> Matrix:
+    """Shape (arms, d): shared coefficients as each arm has them, traits in the constant."""
+    size = len(shared) - traits.shape[1]
+    coefficients = np.tile(shared[:size], (len(traits), 1))
+    coefficients[:, 0] += traits @ shared[size:]
+    return coefficients
+
+
+def _with_traits(matrices: Matrix, traits: Matrix) -> Matrix:
+    """Shape (arms, d, d + m): the columns of traits beside those of features."""
+    return np.concatenate([matrices, matrices[:, :, :1] * traits[:, None, :]], axis=2)

@@ -25,6 +25,8 @@ in general, by 0.14 in one task, and hardly by a detail."""
 _PRIOR_WEIGHT = (20.0, 20.0, np.array([10.0, 20.0, 40.0]))
 _SHARED_PRECISION = 0.6
 _PRIOR_MEAN = 0.5
+_TRAIT_PRECISION = 6.0
+"""A trait moves an arm by 0.4 a unit, give or take; units are those of `optimizer.arm_traits`."""
 
 _ABSORBED_AT_ONCE = 8
 """More observations than this are cheaper to learn by solving anew."""
@@ -55,8 +57,7 @@ class LinearHeads:
         self.sums = Sums(arms, size)
         self._group = np.array(chosen)
         self._membership = np.eye(len(GROUPS))[:, self._group]
-        self._shared_mean = np.where(np.arange(size) == 0, _PRIOR_MEAN, 0.0)
-        self._shared_precision = np.full(size, _SHARED_PRECISION)
+        self._traits = np.zeros((arms, 0))
         self._noise = np.full(len(TARGETS), _PRIOR.noise)
         self._scatter = np.full((len(TARGETS), arms), _PRIOR.noise)
         self._deviation = np.tile(_PRIOR.deviation, (len(TARGETS), 1))
@@ -165,6 +166,11 @@ class LinearHeads:
         """Score by what `scoring` gave; learning needs `restore`."""
         self._scoring = _Scoring.of(scoring)
 
+    def describe(self, traits: Matrix) -> None:
+        """What is known of the arms beforehand; a trait of none of them costs nothing."""
+        self._traits = traits[:, traits.any(axis=0)]
+        self._outdated()
+
     def choose(self, rows: Sequence[int | None]) -> None:
         """Change the arms: each is the one that was at that index, None a new one."""
         self.sums = self.sums.choose(rows)
@@ -175,6 +181,7 @@ class LinearHeads:
                 reference[:, index] = self._reference[:, row]
                 scatter[:, index] = self._scatter[:, row]
         self._reference, self._scatter = reference, scatter
+        self._traits = np.zeros((len(rows), 0))
         self.arms = len(rows)
         self._outdated()
 
@@ -186,13 +193,17 @@ class LinearHeads:
         return Variances(float(self._noise[target]), self._scatter[target], self._deviation[target])
 
     def _solve(self, target: int) -> Posterior:
-        noise = self._noise[target]
+        noise, traits = self._noise[target], self._traits.shape[1]
+        precision = np.repeat([_SHARED_PRECISION, _TRAIT_PRECISION], [self.size, traits])
+        mean = np.zeros(self.size + traits)
+        mean[0] = _PRIOR_MEAN
         return posterior(
             self.sums.part_gram(target) / noise,
             self.sums.moment[target] / noise,
             1.0 / self._deviation[target][self._group],
-            self._shared_precision,
-            self._shared_mean,
+            precision,
+            mean,
+            self._traits,
         )
 
     def _found(self, target: int) -> Posterior:

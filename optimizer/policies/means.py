@@ -104,6 +104,9 @@ class MeanHeads:
         """Score by what `scoring` gave."""
         self._score = (scoring["mean"], scoring["std"])
 
+    def describe(self, traits: Matrix) -> None:
+        """Arms are strangers to each other here: traits tell nothing."""
+
     def choose(self, rows: Sequence[int | None]) -> None:
         """Change the arms: each is the one that was at that index, None a new one."""
         self.sums = self.sums.choose(rows)

@@ -178,7 +178,7 @@ def make_policy(
         f"{settings.forgetting} {settings.horizon} "
         f"{objective.cost_cap_usd} {objective.latency_cap_s}"
     )
-    return Policy(
+    policy = Policy(
         settings.name,
         [arm.id for arm in arms],
         models[kind](),
@@ -190,6 +190,8 @@ def make_policy(
         lineage,
         WidthTuner() if rule == "tuned" else None,
     )
+    policy.describe({arm.id: arm.traits for arm in arms})
+    return policy
 
 
 def _forgetting(settings: PolicySettings, kind: str, arms: int, size: int) -> Forgetting:

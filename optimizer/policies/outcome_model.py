@@ -61,3 +61,9 @@ class OutcomeModel(Protocol):
 
     def choose(self, rows: Sequence[int | None]) -> None:
         """Change the arms: each is the one that was at that index, None a new one."""
+
+    def describe(self, traits: Matrix) -> None:
+        """What is known of the arms beforehand, shape (arms, traits), 0 what is typical or unknown.
+
+        Follows `choose`, which forgets it. A model may leave it alone.
+        """

@@ -196,6 +196,9 @@ class TreeHeads:
             if f"forest_{part}_nodes" in scoring
         }
 
+    def describe(self, traits: Matrix) -> None:
+        """Arms are strangers to each other here: traits tell nothing."""
+
     def choose(self, rows: Sequence[int | None]) -> None:
         """Change the arms; the forests are grown anew from what is known of those that stay."""
         place = {row: index for index, row in enumerate(rows) if row is not None}
