@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from optimizer.errors import InvalidInput
-from optimizer.records import Context, Vector
+from optimizer.records import Matrix, Vector
 
-__all__ = ["SIDE_COLUMNS", "FeatureEncoder", "pack", "unpack"]
+__all__ = ["SIDE_COLUMNS", "FeatureEncoder", "RequestContext", "pack", "unpack"]
 
-_PRIORITY_VALUE = {"low": -1.0, "standard": 0.0, "high": 1.0}
+_PRIORITY_VALUE = {None: 0.0, "low": -1.0, "standard": 0.0, "high": 1.0}
 
 SIDE_COLUMNS = (
     "input_tokens_log",
@@ -27,6 +28,9 @@ SIDE_COLUMNS = (
 )
 """Columns of the request and of the time, beside task, hashed fields and embedding."""
 
+_TOLD = 4
+"""So many of them are told by the request, the rest by the time."""
+
 _CHARACTERS_PER_TOKEN = 4.0
 _TYPICAL_LOG_TOKENS = 5.0
 
@@ -35,6 +39,23 @@ _GRID = 4096.0
 _SIDE_SCALE = 0.3
 """Side features are kept small beside the constant and the task, so that under a unit prior they
 widen the uncertainty of a new arm only a little."""
+
+
+class RequestContext(Protocol):
+    """What is read of a request; `optimizer.records.Context` says what each field means."""
+
+    @property
+    def prompt(self) -> str | None: ...
+    @property
+    def task(self) -> str | None: ...
+    @property
+    def input_tokens(self) -> int | None: ...
+    @property
+    def expected_output_tokens(self) -> int | None: ...
+    @property
+    def priority(self) -> str | None: ...
+    @property
+    def extra(self) -> tuple[tuple[str, str | float], ...]: ...
 
 
 class FeatureEncoder:
@@ -88,51 +109,72 @@ class FeatureEncoder:
         self.schema_id = int.from_bytes(digest.digest(), "big")
         """Names this layout of columns; a token made with another layout is not learned from."""
 
-    def encode(self, context: Context, embedding: Vector | None, now_s: float) -> Vector:
-        """The features of one request.
+    def encode(self, context: RequestContext, embedding: Vector | None, now_s: float) -> Vector:
+        """`encode_many` of one request: shape (size,), the embedding of shape (embedding_size,)."""
+        row: Vector = self.encode_many(
+            [context], None if embedding is None else embedding[None], now_s
+        )[0]
+        return row
+
+    def encode_many(
+        self, contexts: Sequence[RequestContext], embeddings: Matrix | None, now_s: float
+    ) -> Matrix:
+        """The features of requests.
 
         Parameters
         ----------
-        context
-            What the caller told.
-        embedding
-            Reduced prompt embedding, shape (embedding_size,), or None without a prompt.
+        contexts
+            What the callers told, n of them.
+        embeddings
+            Reduced prompt embeddings, shape (n, embedding_size), rows of zeros where there is no
+            prompt; None if there is none at all.
         now_s
             Unix time in seconds; hours and weekdays are UTC.
 
         Returns
         -------
-        Shape (size,), rounded to 1/4096 and to what a float16 holds: a decision token carries them
-        exactly, and sums of their products are exact (see `optimizer.policies.sums`).
+        Shape (n, size), rounded to 1/4096 and to what a float16 holds: a decision token carries
+        them exactly, and sums of their products are exact (see `optimizer.policies.sums`).
         """
-        vector = np.zeros(self.size)
-        vector[0] = 1.0
-        if context.task is not None:
-            vector[self._column.get(context.task, self._other)] = 1.0
-        prompt = context.prompt
-        tokens = context.input_tokens
-        if tokens is None and prompt is not None:
-            tokens = math.ceil(len(prompt) / _CHARACTERS_PER_TOKEN)
+        number, side = len(contexts), self._side
+        table = np.zeros((number, self.size))
+        columns, known = [], self._column
+        told = []
+        for row, context in enumerate(contexts):
+            prompt, tokens = context.prompt, context.input_tokens
+            if tokens is None and prompt is not None:
+                tokens = math.ceil(len(prompt) / _CHARACTERS_PER_TOKEN)
+            task = context.task
+            columns.append(0 if task is None else known.get(task, self._other))
+            told.append(
+                (
+                    _centred_log(tokens),
+                    _centred_log(context.expected_output_tokens),
+                    _PRIORITY_VALUE.get(context.priority, 0.0),
+                    _digit_share(prompt) if prompt else 0.0,
+                )
+            )
+            for name, value in context.extra:
+                column, amount = _hashed(name, value)
+                table[row, self._hashed + column] += _SIDE_SCALE * amount
+        table[np.arange(number), columns] = 1.0
+        table[:, 0] = 1.0
         hour = (now_s % 86400.0) / 86400.0 * math.tau
         weekday = ((now_s / 86400.0 + 3.0) % 7.0) / 7.0 * math.tau
-        side = self._side
-        vector[side : side + len(SIDE_COLUMNS)] = (
-            _SIDE_SCALE * _centred_log(tokens),
-            _SIDE_SCALE * _centred_log(context.expected_output_tokens),
-            _SIDE_SCALE * _PRIORITY_VALUE.get(context.priority or "standard", 0.0),
-            _SIDE_SCALE * _digit_share(prompt),
-            _SIDE_SCALE * math.sin(hour),
-            _SIDE_SCALE * math.cos(hour),
-            _SIDE_SCALE * math.sin(weekday),
-            _SIDE_SCALE * math.cos(weekday),
+        table[:, side : side + _TOLD] = told
+        table[:, side + _TOLD : side + len(SIDE_COLUMNS)] = (
+            math.sin(hour),
+            math.cos(hour),
+            math.sin(weekday),
+            math.cos(weekday),
         )
-        for name, value in context.extra:
-            column, amount = _hashed(name, value)
-            vector[self._hashed + column] += _SIDE_SCALE * amount
-        if embedding is not None and self.embedding_size:
-            vector[self._embedding :] = embedding
-        grid: Vector = np.round(vector * _GRID) / _GRID
-        return grid.astype(np.float16).astype(np.float64)
+        table[:, side : side + len(SIDE_COLUMNS)] *= _SIDE_SCALE
+        if embeddings is not None and self.embedding_size:
+            table[:, self._embedding :] = embeddings
+        table *= _GRID
+        np.rint(table, out=table)
+        table /= _GRID
+        return table.astype(np.float16).astype(np.float64)
 
 
 def unpack(packed: bytes) -> Vector:
@@ -140,8 +182,11 @@ def unpack(packed: bytes) -> Vector:
     return np.frombuffer(packed, dtype="<f2").astype(np.float64)
 
 
-def pack(features: Vector) -> bytes:
-    """Little-endian float16 bytes, two a feature; `unpack` gives back the same numbers."""
+def pack(features: Vector | Matrix) -> bytes:
+    """Little-endian float16 bytes, two a feature; `unpack` gives back the same numbers.
+
+    Of several requests, their bytes one behind the other.
+    """
     return features.astype("<f2").tobytes()
 
 
@@ -150,10 +195,8 @@ def _centred_log(tokens: int | None) -> float:
     return 0.0 if tokens is None else math.log1p(tokens) / _TYPICAL_LOG_TOKENS - 1.0
 
 
-def _digit_share(prompt: str | None) -> float:
+def _digit_share(prompt: str) -> float:
     """Share of digits among the first 400 characters: arithmetic and code have many."""
-    if not prompt:
-        return 0.0
     head = prompt[:400]
     return sum(map(head.count, "0123456789")) / len(head)
 

@@ -33,6 +33,7 @@ __all__ = [
     "Guardrails",
     "LearnerSettings",
     "Ports",
+    "ServingSettings",
     "Settings",
     "load_settings",
 ]
@@ -159,6 +160,17 @@ class LearnerSettings(_Strict):
     versions_kept: int = Field(5, ge=1, description="versions of a decision point kept in MLflow")
 
 
+class ServingSettings(_Strict):
+    """What a replica holds and takes."""
+
+    queue: int = Field(
+        1000, ge=1, le=100_000, description="decisions that may wait; beyond it the answer is 503"
+    )
+    live_policies: int = Field(
+        32, ge=1, description="policies in memory; the longest unused are let go first"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -178,6 +190,7 @@ class Settings(BaseSettings):
     token_keys: tuple[SecretStr, ...] = Field(
         (), description="keys that sign decisions, newest first; made at the first start if empty"
     )
+    serving: ServingSettings = Field(ServingSettings(), description="what a replica holds")
     learner: LearnerSettings = Field(LearnerSettings(), description="the learner's rhythm")
     decision_points: tuple[DecisionPoint, ...] = Field(
         min_length=1, max_length=100, description="where choices are made"

@@ -6,40 +6,30 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import msgspec
 
-from optimizer.errors import InvalidInput, LlmoptError, TooLarge, Unavailable, UnknownName
+from optimizer.errors import InvalidInput, LlmoptError, TooLarge, Unavailable
 from optimizer.records import Outcome
+from serving.decider import Decider, unknown_point
+from serving.fast_lane import SINGLE_LIMIT
 from serving.ledger import RewardEvent
+from serving.micro_batch import MicroBatch
 from serving.openapi import document, page
 from serving.problems import invalid_body, problem, shorten
 from serving.replica_state import ReplicaState
-from serving.schema import BatchBody, DecisionBody, RewardBody, RewardResponse, read_context
+from serving.responses import PROBLEM, Response, refused
+from serving.schema import RewardBody, RewardResponse, read_items
 
-__all__ = ["Api", "Response"]
+__all__ = ["Api"]
 
 _LOG = logging.getLogger(__name__)
-_SINGLE_LIMIT = 1 << 20
 _BATCH_LIMIT = 8 << 20
-_JSON = b"application/json"
-_PROBLEM = b"application/problem+json"
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """Status, body and type of an answer."""
-
-    status: int
-    body: bytes
-    content_type: bytes = _JSON
-    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 Handler = Callable[[bytes, str], Awaitable[Response]]
@@ -64,12 +54,13 @@ class Api:
 
     def __init__(self, state: ReplicaState) -> None:
         self._state = state
-        self._decide_body = msgspec.json.Decoder(DecisionBody)
         self._reward_body = msgspec.json.Decoder(RewardBody)
-        self._batch_body = msgspec.json.Decoder(BatchBody)
+        self._decider = Decider(state.points, state.metrics)
+        self.batch = MicroBatch(self._decider, state.settings.serving.queue, state.metrics)
+        self.requests = state.metrics.requests
         routes = (
-            _Route("POST", "/v1/decisions", self._decide, _SINGLE_LIMIT),
-            _Route("POST", "/v1/rewards", self._reward, _SINGLE_LIMIT),
+            _Route("POST", "/v1/decisions", self._decide, SINGLE_LIMIT),
+            _Route("POST", "/v1/rewards", self._reward, SINGLE_LIMIT),
             _Route("POST", "/v1/decisions/batch", self._decide_batch, _BATCH_LIMIT),
             _Route("POST", "/v1/rewards/batch", self._reward_batch, _BATCH_LIMIT),
             _Route("GET", "/v1/decision-points", self._points),
@@ -100,11 +91,11 @@ class Api:
             else:
                 response = await route.handler(await _body(receive, route.limit), argument)
         except LlmoptError as error:
-            response = _refused(error)
+            response = refused(error)
         except Exception:
             _LOG.exception("%s %s failed", method, path)
-            response = _refused(LlmoptError("an internal error; the replica's log says more"))
-        self._state.metrics.requests[name if route else "(unknown)", response.status] += 1
+            response = refused(LlmoptError("an internal error; the replica's log says more"))
+        self.requests[name if route else "(unknown)", response.status] += 1
         await send(
             {
                 "type": "http.response.start",
@@ -141,36 +132,13 @@ class Api:
             "field": "method" if known else "path",
             "value": method if known else shorten(path),
         }
-        return Response(status, msgspec.json.encode(content), _PROBLEM)
-
-    def _decision(self, body: bytes) -> bytes:
-        started = perf_counter()
-        try:
-            request = self._decide_body.decode(body)
-        except msgspec.MsgspecError as error:
-            raise invalid_body(error, body) from None
-        try:
-            context = read_context(request.context)
-        except msgspec.ValidationError as error:
-            raise invalid_body(error, body, "context") from None
-        live = self._state.points.get(request.decision_point)
-        if live is None:
-            raise self._unknown_point(request.decision_point)
-        answer = live.decide(context, request.unit_id, request.candidates)
-        self._state.metrics.decided(perf_counter() - started)
-        return answer
+        return Response(status, msgspec.json.encode(content), PROBLEM)
 
     async def _decide(self, body: bytes, argument: str) -> Response:
-        return Response(200, self._decision(body))
+        return await self.batch.decide(body)
 
     async def _decide_batch(self, body: bytes, argument: str) -> Response:
-        answers = []
-        for item in self._items(body):
-            try:
-                answers.append(self._decision(item))
-            except LlmoptError as error:
-                answers.append(msgspec.json.encode(problem(error)[1]))
-        return Response(200, b'{"items":[%s]}' % b",".join(answers))
+        return self._decider.answer_batch(body)
 
     def _event(self, body: bytes) -> RewardEvent:
         try:
@@ -187,7 +155,7 @@ class Api:
             )
         raw, decision = self._state.signer.verify(request.decision_id)
         if decision.decision_point not in self._state.points:
-            raise self._unknown_point(decision.decision_point)
+            raise unknown_point(decision.decision_point, self._state.points)
         return RewardEvent(
             decision.decision_point,
             decision.decision_id,
@@ -205,7 +173,7 @@ class Api:
         answers: list[Any] = []
         events: list[RewardEvent] = []
         places: list[int] = []
-        for place, item in enumerate(self._items(body)):
+        for place, item in enumerate(read_items(body)):
             try:
                 events.append(self._event(item))
                 places.append(place)
@@ -218,22 +186,13 @@ class Api:
                 answers[place] = RewardResponse(True, duplicate)
         return Response(202, msgspec.json.encode({"items": answers}))
 
-    def _items(self, body: bytes) -> list[bytes]:
-        try:
-            return [bytes(item) for item in self._batch_body.decode(body).items]
-        except msgspec.MsgspecError as error:
-            raise invalid_body(error, body) from None
-
-    def _unknown_point(self, name: str) -> UnknownName:
-        return UnknownName("decision_point", name, f"one of {sorted(self._state.points)}")
-
     async def _points(self, body: bytes, argument: str) -> Response:
         points = [self._state.summary(name) for name in self._state.points]
         return Response(200, msgspec.json.encode({"decision_points": points}))
 
     async def _point(self, body: bytes, argument: str) -> Response:
         if argument not in self._state.points:
-            raise self._unknown_point(argument)
+            raise unknown_point(argument, self._state.points)
         details = await asyncio.to_thread(self._state.details, argument)
         return Response(200, msgspec.json.encode(details))
 
@@ -272,14 +231,6 @@ async def _body(receive: Receive, limit: int) -> bytes:
     if size > limit:
         raise TooLarge("body", f"{size} bytes", f"at most {limit} bytes")
     return b"".join(chunks)
-
-
-def _refused(error: LlmoptError) -> Response:
-    status, content = problem(error)
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    if isinstance(error, Unavailable):
-        headers = ((b"retry-after", b"%d" % error.retry_after_s),)
-    return Response(status, msgspec.json.encode(content), _PROBLEM, headers)
 
 
 async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from typing import Any
 
 import msgspec
@@ -13,27 +12,15 @@ from ray import serve
 
 from optimizer.settings import Settings
 from serving.api import Api
+from serving.fast_lane import FastLane, listen
 from serving.learning import Learning
 from serving.replica_state import ReplicaState
 
 __all__ = ["build"]
 
 _LOG = logging.getLogger(__name__)
-_LISTEN_BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _MAX_ONGOING = 2000
-
-
-def _fast_lane_socket(host: str, port: int) -> socket.socket:
-    """A listening socket that several replicas of a node share; the kernel spreads connections."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, port))
-    listener.listen(_LISTEN_BACKLOG)
-    listener.setblocking(False)
-    return listener
 
 
 @serve.deployment(
@@ -63,7 +50,7 @@ class Replica:
         config = uvicorn.Config(
             self._api,
             loop="none",
-            http="httptools",
+            http=FastLane,
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -73,7 +60,7 @@ class Replica:
             timeout_keep_alive=_KEEP_ALIVE_S,
         )
         self._server = uvicorn.Server(config)
-        listener = _fast_lane_socket(content.host, content.ports.fast_lane)
+        listener = listen(content.host, content.ports.fast_lane)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -1,5 +1,8 @@
 """The decision log: every decision appended to PostgreSQL in batches, off the decision path.
 
+Rows are written in PostgreSQL's binary format, mostly slices of tokens: text rows took a tenth of a
+replica's time at 4,000 decisions a second.
+
 If PostgreSQL is away the buffer fills up to its bound; then the oldest decisions are dropped and
 counted. Learning is not touched by that, since it reads tokens, not this log.
 """
@@ -7,35 +10,35 @@ counted. Learning is not touched by that, since it reads tokens, not this log.
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 from collections import Counter, deque
-from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import psycopg
 
 from serving.ledger import create_tables
 from serving.reward_writer import connect
-from serving.tokens import ROLES
+from serving.tokens import ROLES, stored_fields
 
 __all__ = ["DecisionLog", "LoggedDecision"]
 
 _LOG = logging.getLogger(__name__)
 _BUFFER = 200_000
 _FLUSH_S = 0.5
-_CHUNK = 20_000
+_CHUNK = 5_000
+_COPY_HEAD, _COPY_END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
+_COPY_ROW = struct.Struct(">i16siqi8si8si")
+_POSTGRES_EPOCH_S = 946_684_800.0
 
 
 class LoggedDecision(NamedTuple):
-    """One line of the log."""
+    """One line of the log; what else it holds is read from the token."""
 
     decision_point: str
-    decision_id: bytes
-    decided_at: float
     model: str
     role: int
-    propensity: float
-    policy_version: int
     token: bytes
 
 
@@ -105,25 +108,41 @@ class DecisionLog:
         counts = Counter(line.decision_point for line in lines)
         with self._connection.transaction(), self._connection.cursor() as cursor:
             with cursor.copy(
-                "COPY decisions (decision_point, decision_id, decided_at, model, role, propensity,"
-                " policy_version, token) FROM STDIN"
+                "COPY decisions (decision_point, model, role, decision_id, decided_at, propensity,"
+                " policy_version, token) FROM STDIN (FORMAT BINARY)"
             ) as copy:
-                for line in lines:
-                    copy.write_row(
-                        (
-                            line.decision_point,
-                            line.decision_id.hex(),
-                            datetime.fromtimestamp(line.decided_at, UTC),
-                            line.model,
-                            ROLES[line.role],
-                            line.propensity,
-                            line.policy_version,
-                            line.token,
-                        )
-                    )
+                copy.write(b"".join([_COPY_HEAD, *map(_copy_row, lines), _COPY_END]))
             for name in sorted(counts):
                 cursor.execute(
                     "INSERT INTO decision_counts AS c VALUES (%s, %s) ON CONFLICT (decision_point) "
                     "DO UPDATE SET decisions = c.decisions + excluded.decisions",
                     (name, counts[name]),
                 )
+
+
+def _copy_row(line: LoggedDecision) -> bytes:
+    """A row in PostgreSQL's binary COPY format: each field with its length before it."""
+    fields = stored_fields(line.token)
+    microseconds = round((fields.decided_at - _POSTGRES_EPOCH_S) * 1e6)
+    return (
+        _texts(line.decision_point, line.model, line.role)
+        + _COPY_ROW.pack(
+            16,
+            fields.decision_id,
+            8,
+            microseconds,
+            8,
+            fields.propensity,
+            8,
+            fields.policy_version,
+            len(line.token),
+        )
+        + line.token
+    )
+
+
+@lru_cache(maxsize=1024)
+def _texts(decision_point: str, model: str, role: int) -> bytes:
+    """How a row begins: the number of fields, and its texts."""
+    texts = [text.encode() for text in (decision_point, model, ROLES[role])]
+    return struct.pack(">h", 8) + b"".join(struct.pack(">i", len(text)) + text for text in texts)

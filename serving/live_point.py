@@ -1,24 +1,24 @@
-"""A decision point in a replica's memory: context in, signed decision out, no I/O, no lock."""
+"""A decision point in a replica's memory: requests in, signed decisions out, no I/O, no lock."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgspec
+import numpy as np
 
 from feature_repo.embedding import Embedder
 from optimizer.errors import IncompatibleState, UnknownName
-from optimizer.features import FeatureEncoder, pack
-from optimizer.policies import Policy, draw, make_policy
-from optimizer.records import Context
+from optimizer.features import FeatureEncoder, RequestContext, pack
+from optimizer.policies import Policy, draw_many, make_policy
+from optimizer.records import Matrix, Vector
 from optimizer.settings import DecisionPoint
 from serving.decision_log import LoggedDecision
+from serving.schema import DecisionBody, DecisionRequest
 from serving.snapshots import Snapshot
 from serving.tokens import CHAMPION, CONTROL, FALLBACK, ROLES, Decision, TokenSigner
 
@@ -26,6 +26,9 @@ __all__ = ["LivePoint", "make_encoder", "make_point_policy"]
 
 _LOG = logging.getLogger(__name__)
 _HASH_RANGE = float(2**64)
+_ID_BYTES = 16
+
+Request = DecisionBody | DecisionRequest
 
 
 def make_encoder(point: DecisionPoint, embedder: Embedder) -> FeatureEncoder:
@@ -59,6 +62,11 @@ class LivePoint:
         Signs tokens.
     log
         Called with every decision.
+
+    Attributes
+    ----------
+    snapshot, snapshot_at
+        What decides now, and since when (Unix seconds).
     """
 
     def __init__(
@@ -72,17 +80,20 @@ class LivePoint:
         self.encoder = make_encoder(point, embedder)
         self.snapshot: Snapshot | None = None
         self.snapshot_at = 0.0
+        self.used_at = 0.0
+        """Time of the last decision, Unix seconds."""
         self.set_aside: tuple[int, ...] = ()
         """Arms that fail too often lately; replaced whole by the background refresh."""
         self.counts = [0] * len(ROLES)
         self.arm_counts = [0] * len(point.arms)
-        self._policy: Policy | None = None
-        self._version = 0
-        self._embed = embedder.embed
+        self._serving: tuple[Policy | None, int] = (None, 0)
+        self._embedder = embedder
         self._sign = signer.sign
         self._log = log
+        self._random = np.random.default_rng()
         self._arms = point.records()
-        self._all = range(len(self._arms))
+        self._all = list(range(len(self._arms)))
+        self._control_share = point.control_share
         self._by_model: dict[str, list[int]] = {}
         for index, arm in enumerate(self._arms):
             self._by_model.setdefault(arm.model, []).append(index)
@@ -102,7 +113,7 @@ class LivePoint:
     @property
     def policy(self) -> Policy | None:
         """The policy that decides now, None before the first snapshot."""
-        return self._policy
+        return self._serving[0]
 
     def take(self, snapshot: Snapshot) -> bool:
         """Swap to a snapshot; False if it is older than the one in use or of other settings."""
@@ -119,78 +130,134 @@ class LivePoint:
             _LOG.error("%s: snapshot refused: %s", self.point.name, error)
             return False
         self.snapshot, self.snapshot_at = snapshot, time.time()
-        self._version = snapshot.position
-        self._policy = policy
+        self._serving = (policy, snapshot.position)
         return True
 
-    def decide(
-        self, context: Context, unit_id: str | None, candidates: Sequence[str] | None
-    ) -> bytes:
-        """One decision, as the JSON that is sent back.
+    def release(self) -> None:
+        """Give back the memory of the policy; the static rule decides until the next `take`."""
+        self.snapshot, self._serving = None, (None, 0)
 
-        Raises
-        ------
-        UnknownName
-            If a candidate is no model of this decision point.
+    def decide(self, requests: Sequence[Request]) -> list[bytes | UnknownName]:
+        """Decisions, each as the JSON that is sent back, or what is wrong with a request.
+
+        Features, probabilities and draws of all requests are made at once.
         """
-        allowed = None if candidates is None else self._indices(candidates)
-        now = time.time()
-        embedding = self._embed(context.prompt) if context.prompt else None
-        features = self.encoder.encode(context, embedding, now)
-        uid = os.urandom(16)
-        role, arm, propensity = self._choose(features, unit_id, allowed)
-        version = self._version
-        decision = Decision(
-            role,
-            uid,
-            now,
-            self._arms[arm].id,
-            propensity,
-            version,
-            self.encoder.schema_id,
-            self.point.name,
-            pack(features),
-        )
-        raw, token = self._sign(decision)
-        self.counts[role] += 1
-        self.arm_counts[arm] += 1
-        self._log(
-            LoggedDecision(
-                self.point.name, uid, now, self._arms[arm].model, role, propensity, version, raw
+        answers: list[bytes | UnknownName] = []
+        fitting: list[Request] = []
+        allowed: list[list[int] | None] = []
+        for request in requests:
+            try:
+                candidates = request.candidates
+                allowed.append(None if candidates is None else self._indices(candidates))
+            except UnknownName as error:
+                answers.append(error)
+                continue
+            fitting.append(request)
+            answers.append(b"")
+        decided = iter(self._decide(fitting, allowed) if fitting else ())
+        return [next(decided) if answer == b"" else answer for answer in answers]
+
+    def _decide(self, requests: list[Request], allowed: list[list[int] | None]) -> list[bytes]:
+        self.used_at = now = time.time()
+        contexts = [request.context for request in requests]
+        features = self.encoder.encode_many(contexts, self._embeddings(contexts), now)
+        policy, version = self._serving
+        choices = self._choose(policy, features, requests, allowed)
+        packed, width = pack(features), 2 * self.encoder.size
+        ids = os.urandom(_ID_BYTES * len(requests))
+        name, schema_id, arms = self.point.name, self.encoder.schema_id, self._arms
+        answers = []
+        for row, (role, arm, propensity) in enumerate(choices):
+            chosen = arms[arm]
+            raw, token = self._sign(
+                Decision(
+                    role,
+                    ids[_ID_BYTES * row : _ID_BYTES * (row + 1)],
+                    now,
+                    chosen.id,
+                    propensity,
+                    version,
+                    schema_id,
+                    name,
+                    packed[width * row : width * (row + 1)],
+                )
             )
-        )
-        return b'{"decision_id":"%s%s%s,"policy_version":%d,"fallback":%s}' % (
-            token.encode(),
-            self._fragments[arm],
-            repr(propensity).encode(),
-            version,
-            b"true" if role == FALLBACK else b"false",
-        )
+            self.counts[role] += 1
+            self.arm_counts[arm] += 1
+            self._log(LoggedDecision(name, chosen.model, role, raw))
+            answers.append(
+                b'{"decision_id":"%s%s%s,"policy_version":%d,"fallback":%s}'
+                % (
+                    token.encode(),
+                    self._fragments[arm],
+                    repr(propensity).encode(),
+                    version,
+                    b"true" if role == FALLBACK else b"false",
+                )
+            )
+        return answers
+
+    def _embeddings(self, contexts: Sequence[RequestContext]) -> Matrix | None:
+        """Shape (n, size), zeros where there is no prompt; None if there is none at all."""
+        rows = [row for row, context in enumerate(contexts) if context.prompt]
+        if not rows:
+            return None
+        table = np.zeros((len(contexts), self._embedder.size))
+        table[rows] = self._embedder.embed_many([contexts[row].prompt or "" for row in rows])
+        return table
 
     def _choose(
-        self, features: Any, unit_id: str | None, allowed: list[int] | None
-    ) -> tuple[int, int, float]:
-        """Role, arm and propensity."""
-        if self._is_control(unit_id):
-            choices = self._all if allowed is None else allowed
-            return CONTROL, random.choice(choices), 1.0 / len(choices)
-        policy = self._policy
+        self,
+        policy: Policy | None,
+        features: Matrix,
+        requests: list[Request],
+        allowed: list[list[int] | None],
+    ) -> list[tuple[int, int, float]]:
+        """Role, arm and propensity of each."""
+        number = len(requests)
+        uniform = self._random.random((2, number))
+        chosen: list[tuple[int, int, float]] | None = None
         if policy is not None:
             try:
-                probabilities = policy.probabilities(features, allowed, self.set_aside)
-                arm = draw(probabilities, random.random())
-                return CHAMPION, arm, float(probabilities[arm])
+                chosen = self._by_policy(policy, features, uniform[0], allowed)
             except Exception:
                 _LOG.exception("%s: the policy raised, the static rule decides", self.point.name)
-        static = self.point.static_index
-        if allowed is not None and static not in allowed:
-            static = allowed[0]
-        return FALLBACK, static, 1.0
+        if chosen is None:
+            chosen = [(FALLBACK, self._static(among), 1.0) for among in allowed]
+        for row, (request, second) in enumerate(zip(requests, uniform[1].tolist(), strict=True)):
+            if self._is_control(request.unit_id, second):
+                among = allowed[row] or self._all
+                arm = among[int(uniform[0, row] * len(among))]
+                chosen[row] = (CONTROL, arm, 1.0 / len(among))
+        return chosen
 
-    def _is_control(self, unit_id: str | None) -> bool:
-        share = self.point.control_share
+    def _by_policy(
+        self,
+        policy: Policy,
+        features: Matrix,
+        uniform: Vector,
+        allowed: list[list[int] | None],
+    ) -> list[tuple[int, int, float]]:
+        set_aside = self.set_aside
+        probabilities = policy.probabilities_many(features, set_aside)
+        for row, among in enumerate(allowed):
+            if among is not None:
+                probabilities[row] = policy.probabilities(features[row], among, set_aside)
+        drawn = draw_many(probabilities, uniform)
+        propensities = probabilities[np.arange(len(drawn)), drawn].tolist()
+        return [
+            (CHAMPION, arm, propensity)
+            for arm, propensity in zip(drawn.tolist(), propensities, strict=True)
+        ]
+
+    def _static(self, allowed: list[int] | None) -> int:
+        static = self.point.static_index
+        return static if allowed is None or static in allowed else allowed[0]
+
+    def _is_control(self, unit_id: str | None, uniform: float) -> bool:
+        share = self._control_share
         if unit_id is None:
-            return random.random() < share
+            return uniform < share
         digest = hashlib.blake2b(unit_id.encode(), digest_size=8, key=self._salt).digest()
         return int.from_bytes(digest, "big") / _HASH_RANGE < share
 

@@ -49,13 +49,15 @@ class ReplicaMetrics(Collector):
         self.requests: Counter[tuple[str, int]] = Counter()
         self._buckets = [0] * (len(_BUCKETS_S) + 1)
         self._sum_s = 0.0
+        self.turned_away = 0
+        """Decisions that were refused because too many waited."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
-    def decided(self, seconds: float) -> None:
-        """Count a decision that took this long inside the replica."""
-        self._buckets[bisect_left(_BUCKETS_S, seconds)] += 1
-        self._sum_s += seconds
+    def decided(self, seconds: float, decisions: int) -> None:
+        """Count decisions that were made together and took this long inside the replica."""
+        self._buckets[bisect_left(_BUCKETS_S, seconds)] += decisions
+        self._sum_s += seconds * decisions
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -69,6 +71,9 @@ class ReplicaMetrics(Collector):
         for (route, status), count in sorted(self.requests.items()):
             requests.add_metric([route, str(status)], count)
         yield requests
+        turned_away = CounterMetricFamily("llmopt_turned_away", "Decisions beyond the queue")
+        turned_away.add_metric([], self.turned_away)
+        yield turned_away
         yield self._latency()
         yield from self._point_metrics()
         for name, (text, read) in self._gauges.items():

@@ -71,7 +71,9 @@ def document() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(
         _COMPONENTS, ref_template="#/components/schemas/{name}"
     )
-    schemas["DecisionBody"]["properties"]["context"] = _reference("ContextBody")
+    schemas["ContextBody"]["additionalProperties"] = {
+        "type": ["string", "number", "boolean", "null"]
+    }
     schemas["Problem"] = {
         "type": "object",
         "required": ["title", "status", "detail"],

@@ -45,7 +45,7 @@ class ReplicaState:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self.signer = TokenSigner([key.get_secret_value() for key in settings.token_keys])
         self.rewards = RewardWriter(settings.postgres_dsn())
         self.log = DecisionLog(settings.postgres_dsn())
@@ -116,7 +116,7 @@ class ReplicaState:
         live = self.points[name]
         point = live.point
         try:
-            with connect(self._settings.postgres_dsn()) as connection:
+            with connect(self.settings.postgres_dsn()) as connection:
                 ledger.create_tables(connection)
                 rewards = ledger.head(connection, name)
                 row = connection.execute(
@@ -195,7 +195,7 @@ class ReplicaState:
         while not self._stop.wait(_STATISTICS_EVERY_S):
             try:
                 if store is None:
-                    store = FeatureStoreClient(self._settings)
+                    store = FeatureStoreClient(self.settings)
                     _set_aside_from_collection()
                 for name, live in self.points.items():
                     models = [arm.model for arm in live.point.arms]

@@ -1,32 +1,43 @@
-"""The bodies of requests and responses as types: they validate, and the OpenAPI page shows them."""
+"""The bodies of requests and responses as types: they validate, and the OpenAPI page shows them.
+
+Most contexts have known fields only and are read in one go; a body that cannot be is read again,
+more slowly, by the rules for further fields, which also say what is wrong.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from optimizer.errors import InvalidInput
 from optimizer.records import Context
+from serving.problems import invalid_body
 
 __all__ = [
     "BatchBody",
     "ContextBody",
     "DecisionBody",
+    "DecisionRequest",
     "DecisionResponse",
     "RewardBody",
     "RewardResponse",
     "Scalar",
+    "read_decision",
+    "read_decisions",
+    "read_items",
 ]
 
 Scalar = str | int | float | bool | None
 ShortText = Annotated[str, Meta(min_length=1, max_length=200)]
 Count = Annotated[int, Meta(ge=0, le=10_000_000)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Candidates = Annotated[list[ShortText], Meta(min_length=1, max_length=200)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=1e9)]
 
 
-class ContextBody(Struct, frozen=True):
+class ContextBody(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """What the caller tells about the request; all optional, further scalar fields are hashed."""
 
     prompt: str | None = None
@@ -34,15 +45,25 @@ class ContextBody(Struct, frozen=True):
     input_tokens: Count | None = None
     expected_output_tokens: Count | None = None
     priority: Literal["low", "standard", "high"] | None = None
+    extra: ClassVar[tuple[tuple[str, str | float], ...]] = ()
 
 
 class DecisionBody(Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /v1/decisions`."""
 
     decision_point: ShortText
-    context: dict[str, Scalar]
+    context: ContextBody
     unit_id: ShortText | None = None
-    candidates: Annotated[list[ShortText], Meta(min_length=1, max_length=200)] | None = None
+    candidates: Candidates | None = None
+
+
+class DecisionRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A decision body whose context has further fields."""
+
+    decision_point: ShortText
+    context: Context
+    unit_id: ShortText | None = None
+    candidates: Candidates | None = None
 
 
 class DecisionResponse(Struct, frozen=True):
@@ -83,28 +104,97 @@ class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
     items: Annotated[list[Raw], Meta(min_length=1, max_length=1000)]
 
 
+class _OpenBody(Struct, frozen=True, forbid_unknown_fields=True):
+    decision_point: ShortText
+    context: dict[str, Scalar]
+    unit_id: ShortText | None = None
+    candidates: Candidates | None = None
+
+
+class _Bodies(Struct, frozen=True, forbid_unknown_fields=True):
+    items: Annotated[list[DecisionBody], Meta(min_length=1, max_length=1000)]
+
+
 _KNOWN = frozenset(ContextBody.__struct_fields__)
 _TOO_MANY = 50
+_CLOSED = msgspec.json.Decoder(DecisionBody).decode
+_CLOSED_MANY = msgspec.json.Decoder(_Bodies).decode
+_OPEN = msgspec.json.Decoder(_OpenBody).decode
+_RAW = msgspec.json.Decoder(BatchBody).decode
 
 
-def read_context(fields: dict[str, Scalar]) -> Context:
-    """The context of a decision body.
+def read_decision(body: bytes) -> DecisionBody | DecisionRequest:
+    """The request in a body.
 
     Raises
     ------
-    msgspec.ValidationError
-        With the path of the field that is wrong, below ``$.context``.
+    InvalidInput
+        Naming the field that is wrong.
     """
-    body = msgspec.convert(fields, ContextBody)
-    extra: tuple[tuple[str, str | float], ...] = ()
+    try:
+        return _CLOSED(body)
+    except msgspec.MsgspecError:
+        return _read_open(body)  # further fields, or something wrong
+
+
+def read_items(body: bytes) -> list[bytes]:
+    """The items of a batch, each as JSON.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the field that is wrong.
+    """
+    try:
+        return [bytes(item) for item in _RAW(body).items]
+    except msgspec.MsgspecError as error:
+        raise invalid_body(error, body) from None
+
+
+def read_decisions(body: bytes) -> list[DecisionBody | DecisionRequest | InvalidInput]:
+    """The requests in a batch, or what is wrong with each.
+
+    Raises
+    ------
+    InvalidInput
+        If the batch itself is wrong.
+    """
+    try:
+        return list(_CLOSED_MANY(body).items)
+    except msgspec.MsgspecError:
+        return [_read_or_refuse(item) for item in read_items(body)]
+
+
+def _read_or_refuse(body: bytes) -> DecisionBody | DecisionRequest | InvalidInput:
+    try:
+        return read_decision(body)
+    except InvalidInput as error:
+        return error
+
+
+def _read_open(body: bytes) -> DecisionRequest:
+    try:
+        request = _OPEN(body)
+    except msgspec.MsgspecError as error:
+        raise invalid_body(error, body) from None
+    try:
+        context = _read_context(request.context)
+    except msgspec.ValidationError as error:
+        raise invalid_body(error, body, "context") from None
+    return DecisionRequest(request.decision_point, context, request.unit_id, request.candidates)
+
+
+def _read_context(fields: dict[str, Scalar]) -> Context:
+    """The context of a decision body; an error has the path below ``$.context``."""
+    known = {name: value for name, value in fields.items() if name in _KNOWN}
+    body = msgspec.convert(known, ContextBody)
     if len(fields) > len(_KNOWN) + _TOO_MANY:
         raise msgspec.ValidationError(f"Expected at most {_TOO_MANY} further fields - at `$`")
-    if not fields.keys() <= _KNOWN:
-        extra = tuple(
-            (name, float(value) if isinstance(value, int | float) else value)
-            for name, value in sorted(fields.items())
-            if name not in _KNOWN and value is not None
-        )
+    extra = tuple(
+        (name, float(value) if isinstance(value, int | float) else value)
+        for name, value in sorted(fields.items())
+        if name not in _KNOWN and value is not None
+    )
     return Context(
         body.prompt,
         body.task,

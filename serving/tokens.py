@@ -11,16 +11,33 @@ float16), and the first 16 bytes of an HMAC-SHA256 over everything before.
 
 from __future__ import annotations
 
-import hmac
 import struct
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
+from binascii import b2a_base64
 from collections.abc import Sequence
+from hashlib import sha256
+from hmac import compare_digest
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
 
 from optimizer.errors import InvalidSettings, InvalidToken
 
-__all__ = ["CHAMPION", "CONTROL", "FALLBACK", "ROLES", "Decision", "TokenSigner"]
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    _Mac = tuple[_Hash, _Hash]
+
+__all__ = [
+    "CHAMPION",
+    "CONTROL",
+    "FALLBACK",
+    "ROLES",
+    "Decision",
+    "StoredFields",
+    "TokenSigner",
+    "stored_fields",
+]
 
 CHAMPION, CONTROL, FALLBACK = 0, 1, 2
 ROLES = ("champion", "control", "fallback")
@@ -30,6 +47,12 @@ _HEADER = struct.Struct(">BB16sd8sdQIBH")
 _FORMAT = 1
 _MAC_BYTES = 16
 _MINIMUM_KEY_BYTES = 16
+_BLOCK = 64
+_INNER = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER = bytes(byte ^ 0x5C for byte in range(256))
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_SECONDS = struct.Struct(">d").unpack
+_ID, _TIME, _PROPENSITY, _VERSION = slice(2, 18), slice(18, 26), slice(34, 42), slice(42, 50)
 
 
 class Decision(Struct, frozen=True, gc=False):
@@ -84,30 +107,26 @@ class TokenSigner:
                 f"token_keys: at least one key, each of {_MINIMUM_KEY_BYTES} bytes or more"
             )
 
-        # Copying a prepared HMAC takes two thirds of the time of making one for each token.
-        self._macs = tuple(hmac.new(key, digestmod="sha256") for key in given)
+        self._macs = tuple(map(_prepare, given))
 
     def sign(self, decision: Decision) -> tuple[bytes, str]:
         """The token as stored in the ledger (bytes) and as handed to the caller (base64url)."""
         name = decision.decision_point.encode()
-        content = (
-            _HEADER.pack(
-                _FORMAT,
-                decision.role,
-                decision.decision_id,
-                decision.decided_at,
-                decision.arm_id,
-                decision.propensity,
-                decision.policy_version,
-                decision.schema_id,
-                len(name),
-                len(decision.features) // 2,
-            )
-            + name
-            + decision.features
+        header = _HEADER.pack(
+            _FORMAT,
+            decision.role,
+            decision.decision_id,
+            decision.decided_at,
+            decision.arm_id,
+            decision.propensity,
+            decision.policy_version,
+            decision.schema_id,
+            len(name),
+            len(decision.features) // 2,
         )
+        content = header + name + decision.features
         raw = content + _mac(self._macs[0], content)
-        return raw, urlsafe_b64encode(raw).rstrip(b"=").decode()
+        return raw, b2a_base64(raw, newline=False).translate(_URL_SAFE, b"=").decode()
 
     def verify(self, token: str) -> tuple[bytes, Decision]:
         """The bytes and the content of a token this installation signed.
@@ -124,11 +143,31 @@ class TokenSigner:
         if len(raw) < _HEADER.size + _MAC_BYTES:
             raise _refuse(token, "it is truncated; send the whole decision_id")
         content, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-        if not any(hmac.compare_digest(_mac(prepared, content), mac) for prepared in self._macs):
+        if not any(compare_digest(_mac(prepared, content), mac) for prepared in self._macs):
             raise _refuse(
                 token, "its signature is not ours: truncated, altered or from another installation"
             )
         return raw, parse(raw)
+
+
+class StoredFields(NamedTuple):
+    """Parts of a token as PostgreSQL takes them in binary: uuid, float8 and int8.
+
+    Attributes
+    ----------
+    decided_at
+        Unix time in seconds.
+    """
+
+    decision_id: bytes
+    decided_at: float
+    propensity: bytes
+    policy_version: bytes
+
+
+def stored_fields(raw: bytes) -> StoredFields:
+    """The parts of a token of ours that the decision log has columns for."""
+    return StoredFields(raw[_ID], _SECONDS(raw[_TIME])[0], raw[_PROPENSITY], raw[_VERSION])
 
 
 def parse(raw: bytes) -> Decision:
@@ -157,10 +196,22 @@ def parse(raw: bytes) -> Decision:
     )
 
 
-def _mac(prepared: hmac.HMAC, content: bytes) -> bytes:
-    made = prepared.copy()
-    made.update(content)
-    return made.digest()[:_MAC_BYTES]
+def _prepare(key: bytes) -> _Mac:
+    """The two hashes of HMAC (RFC 2104) with the key in them.
+
+    Copying them takes a third of the time that copying an `hmac.HMAC` does (0.7 us, 2.2 us).
+    """
+    if len(key) > _BLOCK:
+        key = sha256(key).digest()
+    padded = key.ljust(_BLOCK, b"\0")
+    return sha256(padded.translate(_INNER)), sha256(padded.translate(_OUTER))
+
+
+def _mac(prepared: _Mac, content: bytes) -> bytes:
+    inner, outer = prepared[0].copy(), prepared[1].copy()
+    inner.update(content)
+    outer.update(inner.digest())
+    return outer.digest()[:_MAC_BYTES]
 
 
 def _refuse(token: str, why: str) -> InvalidToken:

@@ -16,6 +16,7 @@ from optimizer.policies import (
     Policy,
     PolicySettings,
     draw,
+    draw_many,
     make_policy,
 )
 from optimizer.policies.exploration import InverseGap, RandomUcb, Thompson
@@ -293,6 +294,27 @@ def test_a_new_arm_starts_as_an_average_one_that_is_uncertain() -> None:
     np.testing.assert_allclose(mean[:4], old, atol=1e-9)
     assert mean[4] == pytest.approx(old.mean(), abs=0.03)
     assert std[4] > 3 * std[:4].max()
+
+
+@pytest.mark.parametrize("set_aside", [(), (1,), (0, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize("name", ["randucb", "squarecb", "linthompson", "static", "random"])
+def test_many_with_arms_set_aside_is_one_by_one(name, set_aside) -> None:
+    policy = make(name)
+    policy.learn(observations(5, 150))
+    rows = np.array([features(seed) for seed in range(20)])
+    many = policy.probabilities_many(rows, set_aside)
+    one_by_one = [policy.probabilities(row, None, set_aside) for row in rows]
+    np.testing.assert_allclose(many, one_by_one, atol=1e-12)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6))
+def test_drawing_many_is_drawing_one_by_one(seed: int, arms: int) -> None:
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet(np.ones(arms) * 0.3, size=8)
+    uniform = random.random(8)
+    drawn = draw_many(probabilities, uniform).tolist()
+    pairs = zip(probabilities, uniform.tolist(), strict=True)
+    assert drawn == [draw(row, one) for row, one in pairs]
 
 
 def test_a_new_arm_starts_as_its_price_makes_one_expect() -> None:

@@ -1,10 +1,13 @@
+import hmac
+import struct
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizer.errors import InvalidSettings, InvalidToken
-from serving.tokens import Decision, TokenSigner
+from serving.tokens import Decision, TokenSigner, stored_fields
 
 KEY, OTHER_KEY = "00" * 16, "11" * 32
 DECISION = Decision(0, bytes(range(16)), 1.5e9, b"armarmar", 0.25, 7, 42, "chat", b"\x00<" * 5)
@@ -28,6 +31,22 @@ def test_a_token_carries_its_decision_exactly(decision: Decision) -> None:
     signer = TokenSigner([KEY])
     raw, token = signer.sign(decision)
     assert signer.verify(token) == (raw, decision)
+
+
+@pytest.mark.parametrize("length", [16, 64, 65, 200])
+def test_the_signature_is_the_standard_one(length: int) -> None:
+    key = bytes(range(length % 256)).ljust(length, b"k")
+    raw, _ = TokenSigner([key.hex()]).sign(DECISION)
+    assert raw[-16:] == hmac.digest(key, raw[:-16], "sha256")[:16]
+
+
+def test_what_the_log_stores_is_what_the_token_says() -> None:
+    raw, _ = TokenSigner([KEY]).sign(DECISION)
+    fields = stored_fields(raw)
+    assert fields.decision_id == DECISION.decision_id
+    assert fields.decided_at == DECISION.decided_at
+    assert struct.unpack(">d", fields.propensity) == (DECISION.propensity,)
+    assert struct.unpack(">q", fields.policy_version) == (DECISION.policy_version,)
 
 
 @given(st.integers(0), st.integers(1, 255))

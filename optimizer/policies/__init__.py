@@ -3,7 +3,7 @@
 The names people use are names of combinations, see `make_policy`.
 """
 
-from optimizer.policies.base import Policy, draw
+from optimizer.policies.base import Policy, draw, draw_many
 from optimizer.policies.names import (
     COMBINATIONS,
     EXPLORATIONS,
@@ -23,5 +23,6 @@ __all__ = [
     "Policy",
     "PolicySettings",
     "draw",
+    "draw_many",
     "make_policy",
 ]

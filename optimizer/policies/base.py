@@ -17,10 +17,10 @@ from optimizer.policies.outcome_model import OutcomeModel
 from optimizer.policies.price import Price
 from optimizer.policies.sums import Rows, State
 from optimizer.policies.tuning import WidthTuner
-from optimizer.records import Matrix, Observation, Vector
+from optimizer.records import Indices, Matrix, Observation, Vector
 from optimizer.reward import Objective
 
-__all__ = ["Policy", "draw"]
+__all__ = ["Policy", "draw", "draw_many"]
 
 _SHORTEST_BLOCK, _LONGEST_BLOCK, _GROWTH = 32, 1000, 8
 """Variances are estimated anew after 32 rewards, later after an eighth of those learned, at last
@@ -143,13 +143,15 @@ class Policy:
         chosen[allowed] += self.uniform_share / len(allowed)
         return chosen
 
-    def probabilities_many(self, features: Matrix) -> Matrix:
+    def probabilities_many(self, features: Matrix, set_aside: Sequence[int] = ()) -> Matrix:
         """`probabilities` of many requests in one go, all arms being candidates.
 
         Parameters
         ----------
         features
             Shape (n, d), finite.
+        set_aside
+            As in `probabilities`, of all requests.
 
         Returns
         -------
@@ -158,8 +160,11 @@ class Policy:
         mean, std = self.outcome_model.score_many(features)
         if self.retired_ids:
             mean, std = mean[:, : len(self.arm_ids)], std[:, : len(self.arm_ids)]
+        if set_aside and len(set(set_aside)) < len(self.arm_ids):
+            mean = mean.copy()
+            mean[:, list(set_aside)] = -np.inf
         chosen = self.exploration.probabilities(mean, std, self.learned)
-        return self._with_floor(chosen)
+        return self._with_floor(chosen, set_aside)
 
     def learn(self, observations: Iterable[Observation]) -> None:
         """Apply observations in their order; the result does not depend on how they are cut.
@@ -355,9 +360,9 @@ class Policy:
             self._faded(seen),
         )
 
-    def _with_floor(self, chosen: Matrix) -> Matrix:
+    def _with_floor(self, chosen: Matrix, set_aside: Sequence[int] = ()) -> Matrix:
         """All arms being candidates: the probe and every arm get their shares."""
-        if self._probe is not None:
+        if self._probe is not None and self._probe not in set_aside:
             chosen *= 1.0 - _PROBE_SHARE
             chosen[..., self._probe] += _PROBE_SHARE
         chosen *= 1.0 - self.uniform_share
@@ -399,3 +404,21 @@ def draw(probabilities: Vector, uniform: float) -> int:
     if index >= probabilities.size or probabilities[index] <= 0.0:
         return int(probabilities.argmax())
     return index
+
+
+def draw_many(probabilities: Matrix, uniform: Vector) -> Indices:
+    """`draw` of many requests: shape (n,), of probabilities (n, arms) and numbers (n,).
+
+    Examples
+    --------
+    >>> draw_many(np.array([[0.25, 0.0, 0.75], [1.0, 0.0, 0.0]]), np.array([0.25, 0.5])).tolist()
+    [2, 0]
+    """
+    rows = np.arange(len(probabilities))
+    drawn: Indices = (probabilities.cumsum(axis=1) <= uniform[:, None]).sum(axis=1)
+    np.minimum(drawn, probabilities.shape[1] - 1, out=drawn)
+    # Where rounding leaves the sum below 1 a draw may pass the last arm that can be drawn.
+    lost = probabilities[rows, drawn] <= 0.0
+    if lost.any():
+        drawn[lost] = probabilities[lost].argmax(axis=1)
+    return drawn
