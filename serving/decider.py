@@ -66,34 +66,37 @@ class Decider:
 
     def _decide(self, requests: Sequence[Request | LlmoptError]) -> list[bytes | LlmoptError]:
         started = perf_counter()
-        answers: list[bytes | LlmoptError] = []
-        groups: dict[str, list[int]] = {}
+        answers: list[bytes | LlmoptError] = [b""] * len(requests)
+        groups: dict[str, tuple[list[int], list[Request]]] = {}
         for place, request in enumerate(requests):
             if isinstance(request, LlmoptError):
-                answers.append(request)
-            elif request.decision_point in self._points:
-                groups.setdefault(request.decision_point, []).append(place)
-                answers.append(b"")
-            else:
-                answers.append(unknown_point(request.decision_point, self._points))
-        for name, places in groups.items():
-            for first in range(0, len(places), _AT_ONCE):
-                some = places[first : first + _AT_ONCE]
-                for place, answer in zip(
-                    some, self._of_point(name, [requests[place] for place in some]), strict=True
-                ):
-                    answers[place] = answer
-        made = sum(isinstance(answer, bytes) for answer in answers)
+                answers[place] = request
+                continue
+            name = request.decision_point
+            group = groups.get(name)
+            if group is None:
+                if name not in self._points:
+                    answers[place] = unknown_point(name, self._points)
+                    continue
+                group = groups[name] = ([], [])
+            group[0].append(place)
+            group[1].append(request)
+        made = 0
+        for name, (places, ready) in groups.items():
+            decided = self._of_point(name, ready)
+            made += sum(type(answer) is bytes for answer in decided)
+            for place, answer in zip(places, decided, strict=True):
+                answers[place] = answer
         self._metrics.decided(perf_counter() - started, made)
         return answers
 
-    def _of_point(
-        self, name: str, requests: Sequence[Request | LlmoptError]
-    ) -> Sequence[bytes | LlmoptError]:
+    def _of_point(self, name: str, requests: Sequence[Request]) -> Sequence[bytes | LlmoptError]:
+        live = self._points[name]
         try:
-            return self._points[name].decide(
-                [one for one in requests if not isinstance(one, LlmoptError)]
-            )
+            answers: list[bytes | LlmoptError] = []
+            for first in range(0, len(requests), _AT_ONCE):
+                answers += live.decide(requests[first : first + _AT_ONCE])
+            return answers
         except Exception:
             _LOG.exception("%s: decisions failed", name)
             error = LlmoptError("an internal error; the replica's log says more")

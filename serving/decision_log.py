@@ -54,7 +54,7 @@ class DecisionLog:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._buffer: deque[LoggedDecision] = deque(maxlen=_BUFFER)
-        self.append = self._buffer.append
+        self.extend = self._buffer.extend
         self._connection: psycopg.Connection[Any] | None = None
         self._stop = threading.Event()
         self.written = 0

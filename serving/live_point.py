@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 
 import msgspec
 import numpy as np
@@ -20,13 +21,21 @@ from optimizer.settings import DecisionPoint
 from serving.decision_log import LoggedDecision
 from serving.schema import DecisionBody, DecisionRequest
 from serving.snapshots import Snapshot
-from serving.tokens import CHAMPION, CONTROL, FALLBACK, ROLES, Decision, TokenSigner
+from serving.tokens import (
+    CHAMPION,
+    CONTROL,
+    FALLBACK,
+    ROLES,
+    TokenBatch,
+    TokenSigner,
+    token_text,
+)
 
 __all__ = ["LivePoint", "make_encoder", "make_point_policy"]
 
 _LOG = logging.getLogger(__name__)
 _HASH_RANGE = float(2**64)
-_ID_BYTES = 16
+_IS_FALLBACK = {CHAMPION: b"false", CONTROL: b"false", FALLBACK: b"true"}
 
 Request = DecisionBody | DecisionRequest
 
@@ -61,7 +70,7 @@ class LivePoint:
     signer
         Signs tokens.
     log
-        Called with every decision.
+        Called with all decisions.
 
     Attributes
     ----------
@@ -74,7 +83,7 @@ class LivePoint:
         point: DecisionPoint,
         embedder: Embedder,
         signer: TokenSigner,
-        log: Callable[[LoggedDecision], None],
+        log: Callable[[Iterable[LoggedDecision]], None],
     ) -> None:
         self.point = point
         self.encoder = make_encoder(point, embedder)
@@ -88,10 +97,11 @@ class LivePoint:
         self.arm_counts = [0] * len(point.arms)
         self._serving: tuple[Policy | None, int] = (None, 0)
         self._embedder = embedder
-        self._sign = signer.sign
+        self._signer = signer
         self._log = log
         self._random = np.random.default_rng()
         self._arms = point.records()
+        self._models = [arm.model for arm in self._arms]
         self._all = list(range(len(self._arms)))
         self._control_share = point.control_share
         self._by_model: dict[str, list[int]] = {}
@@ -142,60 +152,53 @@ class LivePoint:
 
         Features, probabilities and draws of all requests are made at once.
         """
-        answers: list[bytes | UnknownName] = []
+        if all(request.candidates is None for request in requests):
+            return list(self._decide(requests, [None] * len(requests)))
         fitting: list[Request] = []
         allowed: list[list[int] | None] = []
-        for request in requests:
+        refused: dict[int, UnknownName] = {}
+        for place, request in enumerate(requests):
             try:
-                candidates = request.candidates
-                allowed.append(None if candidates is None else self._indices(candidates))
+                allowed.append(self._indices(request.candidates))
+                fitting.append(request)
             except UnknownName as error:
-                answers.append(error)
-                continue
-            fitting.append(request)
-            answers.append(b"")
+                refused[place] = error
         decided = iter(self._decide(fitting, allowed) if fitting else ())
-        return [next(decided) if answer == b"" else answer for answer in answers]
+        return [refused.get(place) or next(decided) for place in range(len(requests))]
 
-    def _decide(self, requests: list[Request], allowed: list[list[int] | None]) -> list[bytes]:
+    def _decide(self, requests: Sequence[Request], allowed: list[list[int] | None]) -> list[bytes]:
         self.used_at = now = time.time()
         contexts = [request.context for request in requests]
         features = self.encoder.encode_many(contexts, self._embeddings(contexts), now)
         policy, version = self._serving
-        choices = self._choose(policy, features, requests, allowed)
-        packed, width = pack(features), 2 * self.encoder.size
-        ids = os.urandom(_ID_BYTES * len(requests))
-        name, schema_id, arms = self.point.name, self.encoder.schema_id, self._arms
-        answers = []
-        for row, (role, arm, propensity) in enumerate(choices):
-            chosen = arms[arm]
-            raw, token = self._sign(
-                Decision(
-                    role,
-                    ids[_ID_BYTES * row : _ID_BYTES * (row + 1)],
-                    now,
-                    chosen.id,
-                    propensity,
-                    version,
-                    schema_id,
-                    name,
-                    packed[width * row : width * (row + 1)],
-                )
+        roles, arms, propensities = self._choose(policy, features, requests, allowed)
+        records = self._arms
+        tokens = self._signer.sign_many(
+            TokenBatch(self.point.name, self.encoder.schema_id, version, now, pack(features)),
+            roles,
+            [records[arm].id for arm in arms],
+            propensities,
+        )
+        for role, count in Counter(roles).items():
+            self.counts[role] += count
+        for arm, count in Counter(arms).items():
+            self.arm_counts[arm] += count
+        models = self._models
+        self._log(
+            map(
+                LoggedDecision,
+                repeat(self.point.name),
+                map(models.__getitem__, arms),
+                roles,
+                tokens,
             )
-            self.counts[role] += 1
-            self.arm_counts[arm] += 1
-            self._log(LoggedDecision(name, chosen.model, role, raw))
-            answers.append(
-                b'{"decision_id":"%s%s%s,"policy_version":%d,"fallback":%s}'
-                % (
-                    token.encode(),
-                    self._fragments[arm],
-                    repr(propensity).encode(),
-                    version,
-                    b"true" if role == FALLBACK else b"false",
-                )
-            )
-        return answers
+        )
+        fragments = self._fragments
+        return [
+            b'{"decision_id":"%s%s%a,"policy_version":%d,"fallback":%s}'
+            % (token_text(token), fragments[arm], propensity, version, _IS_FALLBACK[role])
+            for token, arm, propensity, role in zip(tokens, arms, propensities, roles, strict=True)
+        ]
 
     def _embeddings(self, contexts: Sequence[RequestContext]) -> Matrix | None:
         """Shape (n, size), zeros where there is no prompt; None if there is none at all."""
@@ -210,26 +213,30 @@ class LivePoint:
         self,
         policy: Policy | None,
         features: Matrix,
-        requests: list[Request],
+        requests: Sequence[Request],
         allowed: list[list[int] | None],
-    ) -> list[tuple[int, int, float]]:
+    ) -> tuple[list[int], list[int], list[float]]:
         """Role, arm and propensity of each."""
         number = len(requests)
         uniform = self._random.random((2, number))
-        chosen: list[tuple[int, int, float]] | None = None
+        roles = [CHAMPION] * number
+        chosen = None
         if policy is not None:
             try:
                 chosen = self._by_policy(policy, features, uniform[0], allowed)
             except Exception:
                 _LOG.exception("%s: the policy raised, the static rule decides", self.point.name)
         if chosen is None:
-            chosen = [(FALLBACK, self._static(among), 1.0) for among in allowed]
+            roles = [FALLBACK] * number
+            chosen = [self._static(among) for among in allowed], [1.0] * number
+        arms, propensities = chosen
         for row, (request, second) in enumerate(zip(requests, uniform[1].tolist(), strict=True)):
-            if self._is_control(request.unit_id, second):
+            unit_id = request.unit_id
+            if (second if unit_id is None else self._place(unit_id)) < self._control_share:
                 among = allowed[row] or self._all
-                arm = among[int(uniform[0, row] * len(among))]
-                chosen[row] = (CONTROL, arm, 1.0 / len(among))
-        return chosen
+                roles[row], propensities[row] = CONTROL, 1.0 / len(among)
+                arms[row] = among[int(uniform[0, row] * len(among))]
+        return roles, arms, propensities
 
     def _by_policy(
         self,
@@ -237,31 +244,27 @@ class LivePoint:
         features: Matrix,
         uniform: Vector,
         allowed: list[list[int] | None],
-    ) -> list[tuple[int, int, float]]:
+    ) -> tuple[list[int], list[float]]:
         set_aside = self.set_aside
         probabilities = policy.probabilities_many(features, set_aside)
         for row, among in enumerate(allowed):
             if among is not None:
                 probabilities[row] = policy.probabilities(features[row], among, set_aside)
         drawn = draw_many(probabilities, uniform)
-        propensities = probabilities[np.arange(len(drawn)), drawn].tolist()
-        return [
-            (CHAMPION, arm, propensity)
-            for arm, propensity in zip(drawn.tolist(), propensities, strict=True)
-        ]
+        return drawn.tolist(), probabilities[np.arange(len(drawn)), drawn].tolist()
 
     def _static(self, allowed: list[int] | None) -> int:
         static = self.point.static_index
         return static if allowed is None or static in allowed else allowed[0]
 
-    def _is_control(self, unit_id: str | None, uniform: float) -> bool:
-        share = self._control_share
-        if unit_id is None:
-            return uniform < share
+    def _place(self, unit_id: str) -> float:
+        """In [0, 1), always the same for a unit; those below the control's share are control."""
         digest = hashlib.blake2b(unit_id.encode(), digest_size=8, key=self._salt).digest()
-        return int.from_bytes(digest, "big") / _HASH_RANGE < share
+        return int.from_bytes(digest, "big") / _HASH_RANGE
 
-    def _indices(self, candidates: Sequence[str]) -> list[int]:
+    def _indices(self, candidates: Sequence[str] | None) -> list[int] | None:
+        if candidates is None:
+            return None
         found: set[int] = set()
         for position, model in enumerate(candidates):
             if model not in self._by_model:

@@ -51,7 +51,7 @@ class ReplicaState:
         self.log = DecisionLog(settings.postgres_dsn())
         embedder = Embedder()
         self.points = {
-            point.name: LivePoint(point, embedder, self.signer, self.log.append)
+            point.name: LivePoint(point, embedder, self.signer, self.log.extend)
             for point in settings.decision_points
         }
         self.statistics: dict[str, dict[str, ArmFeatures]] = {name: {} for name in self.points}

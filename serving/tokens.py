@@ -11,6 +11,7 @@ float16), and the first 16 bytes of an HMAC-SHA256 over everything before.
 
 from __future__ import annotations
 
+import os
 import struct
 from base64 import urlsafe_b64decode
 from binascii import b2a_base64
@@ -35,8 +36,10 @@ __all__ = [
     "ROLES",
     "Decision",
     "StoredFields",
+    "TokenBatch",
     "TokenSigner",
     "stored_fields",
+    "token_text",
 ]
 
 CHAMPION, CONTROL, FALLBACK = 0, 1, 2
@@ -46,6 +49,7 @@ ROLES = ("champion", "control", "fallback")
 _HEADER = struct.Struct(">BB16sd8sdQIBH")
 _FORMAT = 1
 _MAC_BYTES = 16
+_ID_BYTES = 16
 _MINIMUM_KEY_BYTES = 16
 _BLOCK = 64
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
@@ -84,6 +88,19 @@ class Decision(Struct, frozen=True, gc=False):
     policy_version: int
     schema_id: int
     decision_point: str
+    features: bytes
+
+
+class TokenBatch(NamedTuple):
+    """What decisions that are made together have in common, and their features one after another.
+
+    The fields are those of `Decision`.
+    """
+
+    decision_point: str
+    schema_id: int
+    policy_version: int
+    decided_at: float
     features: bytes
 
 
@@ -126,7 +143,45 @@ class TokenSigner:
         )
         content = header + name + decision.features
         raw = content + _mac(self._macs[0], content)
-        return raw, b2a_base64(raw, newline=False).translate(_URL_SAFE, b"=").decode()
+        return raw, token_text(raw).decode()
+
+    def sign_many(
+        self,
+        batch: TokenBatch,
+        roles: Sequence[int],
+        arm_ids: Sequence[bytes],
+        propensities: Sequence[float],
+    ) -> list[bytes]:
+        """The tokens of decisions made together, as stored; each gets a random id."""
+        number, name, packed = len(roles), batch.decision_point.encode(), batch.features
+        width = len(packed) // number
+        ids = os.urandom(_ID_BYTES * number)
+        mac, pack = self._macs[0], _HEADER.pack
+        at, version, schema_id = batch.decided_at, batch.policy_version, batch.schema_id
+        size, features = len(name), width // 2
+        tokens = []
+        for row, (role, arm_id, propensity) in enumerate(
+            zip(roles, arm_ids, propensities, strict=True)
+        ):
+            decision_id = ids[_ID_BYTES * row : _ID_BYTES * (row + 1)]
+            content = b"%s%s%s" % (
+                pack(
+                    _FORMAT,
+                    role,
+                    decision_id,
+                    at,
+                    arm_id,
+                    propensity,
+                    version,
+                    schema_id,
+                    size,
+                    features,
+                ),
+                name,
+                packed[width * row : width * (row + 1)],
+            )
+            tokens.append(content + _mac(mac, content))
+        return tokens
 
     def verify(self, token: str) -> tuple[bytes, Decision]:
         """The bytes and the content of a token this installation signed.
@@ -148,6 +203,11 @@ class TokenSigner:
                 token, "its signature is not ours: truncated, altered or from another installation"
             )
         return raw, parse(raw)
+
+
+def token_text(raw: bytes) -> bytes:
+    """A token as it is handed to the caller: base64url without padding."""
+    return b2a_base64(raw, newline=False).translate(_URL_SAFE, b"=")
 
 
 class StoredFields(NamedTuple):

@@ -71,7 +71,7 @@ def traffic(live: Settings, count: int, start: datetime, rewarded: float = 0.8) 
         )
         raw, _ = signer.sign(decision)
         model = ("small", "large")[arm]
-        log.append(LoggedDecision(point.name, model, role, raw))
+        log.extend([LoggedDecision(point.name, model, role, raw)])
         if random.random() < rewarded:
             quality = float(random.random() < 0.5 + 0.3 * arm)
             outcome = Outcome(quality=quality, cost_usd=0.001 + 0.009 * arm)

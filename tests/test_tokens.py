@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizer.errors import InvalidSettings, InvalidToken
-from serving.tokens import Decision, TokenSigner, stored_fields
+from serving.tokens import Decision, TokenBatch, TokenSigner, stored_fields, token_text
 
 KEY, OTHER_KEY = "00" * 16, "11" * 32
 DECISION = Decision(0, bytes(range(16)), 1.5e9, b"armarmar", 0.25, 7, 42, "chat", b"\x00<" * 5)
@@ -38,6 +38,17 @@ def test_the_signature_is_the_standard_one(length: int) -> None:
     key = bytes(range(length % 256)).ljust(length, b"k")
     raw, _ = TokenSigner([key.hex()]).sign(DECISION)
     assert raw[-16:] == hmac.digest(key, raw[:-16], "sha256")[:16]
+
+
+def test_many_tokens_are_those_made_one_by_one() -> None:
+    signer = TokenSigner([KEY])
+    batch = TokenBatch("chat", 42, 7, 1.5e9, b"\x00<" * 5 + b"\x01<" * 5)
+    made = signer.sign_many(batch, [0, 2], [b"armarmar", b"mraarmra"], [0.25, 1.0])
+    first, second = (signer.verify(token_text(raw).decode())[1] for raw in made)
+    assert first == msgspec.structs.replace(DECISION, decision_id=first.decision_id)
+    assert (second.role, second.arm_id, second.propensity) == (2, b"mraarmra", 1.0)
+    assert second.features == b"\x01<" * 5
+    assert first.decision_id != second.decision_id
 
 
 def test_what_the_log_stores_is_what_the_token_says() -> None:
