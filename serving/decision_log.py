@@ -1,7 +1,7 @@
 """The decision log: every decision appended to PostgreSQL in batches, off the decision path.
 
-Rows are written in PostgreSQL's binary format, mostly slices of tokens: text rows took a tenth of a
-replica's time at 4,000 decisions a second.
+Rows are written in PostgreSQL's binary format and are mostly slices of tokens, cut for thousands at
+once: the thread that writes them shares Python's lock with the one that decides.
 
 If PostgreSQL is away the buffer fills up to its bound; then the oldest decisions are dropped and
 counted. Learning is not touched by that, since it reads tokens, not this log.
@@ -12,34 +12,37 @@ from __future__ import annotations
 import logging
 import struct
 import threading
-from collections import Counter, deque
-from functools import lru_cache
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import psycopg
 
 from serving.ledger import create_tables
 from serving.reward_writer import connect
 from serving.tokens import ROLES, stored_fields
 
-__all__ = ["DecisionLog", "LoggedDecision"]
+__all__ = ["DecisionLog", "LoggedDecisions"]
 
 _LOG = logging.getLogger(__name__)
 _BUFFER = 200_000
 _FLUSH_S = 0.5
-_CHUNK = 5_000
+_CHUNK = 10_000
 _COPY_HEAD, _COPY_END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
-_COPY_ROW = struct.Struct(">i16siqi8si8si")
 _POSTGRES_EPOCH_S = 946_684_800.0
 
+_Alike = dict[tuple[str, int], list[bytes]]
+"""Tokens by model and role."""
 
-class LoggedDecision(NamedTuple):
-    """One line of the log; what else it holds is read from the token."""
+
+class LoggedDecisions(NamedTuple):
+    """Decisions made together, as columns; what else the log holds is read from the tokens."""
 
     decision_point: str
-    model: str
-    role: int
-    token: bytes
+    models: Sequence[str]
+    roles: Sequence[int]
+    tokens: Sequence[bytes]
 
 
 class DecisionLog:
@@ -53,21 +56,32 @@ class DecisionLog:
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self._buffer: deque[LoggedDecision] = deque(maxlen=_BUFFER)
-        self.extend = self._buffer.extend
+        self._buffer: deque[LoggedDecisions] = deque()
+        self._failed: list[LoggedDecisions] = []
         self._connection: psycopg.Connection[Any] | None = None
         self._stop = threading.Event()
-        self.written = 0
+        # Each number is changed by one thread only, so that no lock is needed.
+        self._added = self._lost = self.written = 0
         self._thread = threading.Thread(target=self._run, name="decision-log", daemon=True)
         self._thread.start()
 
-    def waiting(self) -> int:
-        """Decisions in the buffer."""
-        return len(self._buffer)
+    def add(self, decisions: LoggedDecisions) -> None:
+        """Log them soon; by one thread only."""
+        self._buffer.append(decisions)
+        self._added += len(decisions.tokens)
+        while self.waiting() > _BUFFER:
+            try:
+                self._lost += len(self._buffer.popleft().tokens)
+            except IndexError:  # the other thread was faster
+                return
 
-    def dropped(self, decided: int) -> int:
-        """Decisions lost because the buffer was full, given how many were appended in all."""
-        return max(decided - self.written - len(self._buffer), 0)
+    def waiting(self) -> int:
+        """Decisions that are not written yet."""
+        return self._added - self._lost - self.written
+
+    def dropped(self) -> int:
+        """Decisions lost because the buffer was full."""
+        return self._lost
 
     def close(self) -> None:
         """Write what is in the buffer, then stop."""
@@ -82,36 +96,45 @@ class DecisionLog:
             self._connection.close()
 
     def _flush(self) -> None:
-        while self._buffer:
-            lines: list[LoggedDecision] = []
-            while self._buffer and len(lines) < _CHUNK:
-                lines.append(self._buffer.popleft())
+        while self._failed or self._buffer:
+            batches, self._failed = self._failed, []
+            lines = sum(len(batch.tokens) for batch in batches)
+            while self._buffer and lines < _CHUNK:
+                batches.append(self._buffer.popleft())
+                lines += len(batches[-1].tokens)
             try:
-                self._write(lines)
+                self._write(batches)
             except psycopg.Error as error:
                 _LOG.warning("decision log is behind, PostgreSQL is away: %s", error)
                 if self._connection is not None:
                     self._connection.close()
                     self._connection = None
-                self._put_back(lines)
+                self._failed = batches
                 return
-            self.written += len(lines)
+            self.written += lines
 
-    def _put_back(self, lines: list[LoggedDecision]) -> None:
-        room = _BUFFER - len(self._buffer)
-        self._buffer.extendleft(reversed(lines[-room:] if room else []))
-
-    def _write(self, lines: list[LoggedDecision]) -> None:
+    def _write(self, batches: list[LoggedDecisions]) -> None:
         if self._connection is None:
             self._connection = connect(self._dsn)
             create_tables(self._connection)
-        counts = Counter(line.decision_point for line in lines)
+        counts: Counter[str] = Counter()
+        # Tokens of a decision point are equally long, unless its settings have changed.
+        points: dict[tuple[str, int], _Alike] = defaultdict(lambda: defaultdict(list))
+        for name, models, roles, tokens in batches:
+            counts[name] += len(tokens)
+            alike = points[name, len(tokens[0])]
+            for kind, token in zip(zip(models, roles, strict=True), tokens, strict=True):
+                alike[kind].append(token)
         with self._connection.transaction(), self._connection.cursor() as cursor:
             with cursor.copy(
                 "COPY decisions (decision_point, model, role, decision_id, decided_at, propensity,"
                 " policy_version, token) FROM STDIN (FORMAT BINARY)"
             ) as copy:
-                copy.write(b"".join([_COPY_HEAD, *map(_copy_row, lines), _COPY_END]))
+                copy.write(_COPY_HEAD)
+                for (name, _), alike in points.items():
+                    for (model, role), rows in alike.items():
+                        copy.write(_copy_rows((name, model, ROLES[role]), rows))
+                copy.write(_COPY_END)
             for name in sorted(counts):
                 cursor.execute(
                     "INSERT INTO decision_counts AS c VALUES (%s, %s) ON CONFLICT (decision_point) "
@@ -120,29 +143,30 @@ class DecisionLog:
                 )
 
 
-def _copy_row(line: LoggedDecision) -> bytes:
-    """A row in PostgreSQL's binary COPY format: each field with its length before it."""
-    fields = stored_fields(line.token)
-    microseconds = round((fields.decided_at - _POSTGRES_EPOCH_S) * 1e6)
-    return (
-        _texts(line.decision_point, line.model, line.role)
-        + _COPY_ROW.pack(
-            16,
-            fields.decision_id,
-            8,
-            microseconds,
-            8,
-            fields.propensity,
-            8,
-            fields.policy_version,
-            len(line.token),
-        )
-        + line.token
+def _copy_rows(texts: tuple[str, str, str], tokens: list[bytes]) -> bytes:
+    """Rows in PostgreSQL's binary COPY format, of tokens of one length: lengths before fields."""
+    fields = stored_fields(tokens)
+    microseconds = np.round((fields.decided_at - _POSTGRES_EPOCH_S) * 1e6).astype(">i8")
+    encoded = [text.encode() for text in texts]
+    head = struct.pack(">h", 8) + b"".join(struct.pack(">i", len(one)) + one for one in encoded)
+    columns = (
+        head,
+        struct.pack(">i", 16),
+        fields.decision_id,
+        struct.pack(">i", 8),
+        microseconds[:, None].view(np.uint8),
+        struct.pack(">i", 8),
+        fields.propensity,
+        struct.pack(">i", 8),
+        fields.policy_version,
+        struct.pack(">i", fields.token.shape[1]),
+        fields.token,
     )
-
-
-@lru_cache(maxsize=1024)
-def _texts(decision_point: str, model: str, role: int) -> bytes:
-    """How a row begins: the number of fields, and its texts."""
-    texts = [text.encode() for text in (decision_point, model, ROLES[role])]
-    return struct.pack(">h", 8) + b"".join(struct.pack(">i", len(text)) + text for text in texts)
+    number = len(tokens)
+    parts = [
+        np.broadcast_to(np.frombuffer(column, np.uint8), (number, len(column)))
+        if isinstance(column, bytes)
+        else column
+        for column in columns
+    ]
+    return np.concatenate(parts, axis=1).tobytes()

@@ -6,8 +6,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from itertools import repeat
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -18,7 +17,7 @@ from optimizer.features import FeatureEncoder, RequestContext, pack
 from optimizer.policies import Policy, draw_many, make_policy
 from optimizer.records import Matrix, Vector
 from optimizer.settings import DecisionPoint
-from serving.decision_log import LoggedDecision
+from serving.decision_log import LoggedDecisions
 from serving.schema import DecisionBody, DecisionRequest
 from serving.snapshots import Snapshot
 from serving.tokens import (
@@ -83,7 +82,7 @@ class LivePoint:
         point: DecisionPoint,
         embedder: Embedder,
         signer: TokenSigner,
-        log: Callable[[Iterable[LoggedDecision]], None],
+        log: Callable[[LoggedDecisions], None],
     ) -> None:
         self.point = point
         self.encoder = make_encoder(point, embedder)
@@ -183,16 +182,8 @@ class LivePoint:
             self.counts[role] += count
         for arm, count in Counter(arms).items():
             self.arm_counts[arm] += count
-        models = self._models
-        self._log(
-            map(
-                LoggedDecision,
-                repeat(self.point.name),
-                map(models.__getitem__, arms),
-                roles,
-                tokens,
-            )
-        )
+        models = [self._models[arm] for arm in arms]
+        self._log(LoggedDecisions(self.point.name, models, roles, tokens))
         fragments = self._fragments
         return [
             b'{"decision_id":"%s%s%a,"policy_version":%d,"fallback":%s}'

@@ -51,7 +51,7 @@ class ReplicaState:
         self.log = DecisionLog(settings.postgres_dsn())
         embedder = Embedder()
         self.points = {
-            point.name: LivePoint(point, embedder, self.signer, self.log.extend)
+            point.name: LivePoint(point, embedder, self.signer, self.log.add)
             for point in settings.decision_points
         }
         self.statistics: dict[str, dict[str, ArmFeatures]] = {name: {} for name in self.points}
@@ -64,7 +64,7 @@ class ReplicaState:
             {
                 "rewards_waiting": ("Reward requests not stored yet", self.rewards.waiting),
                 "log_waiting": ("Decisions not logged yet", self.log.waiting),
-                "log_dropped": ("Decisions the log lost", self._dropped),
+                "log_dropped": ("Decisions the log lost", self.log.dropped),
                 "feature_age_seconds": ("Age of the arm statistics", self.feature_age_s),
             },
         )
@@ -166,9 +166,6 @@ class ReplicaState:
             },
             "learner": {"pid": newest.learner_pid, "at": newest.published_at} if newest else None,
         }
-
-    def _dropped(self) -> float:
-        return self.log.dropped(sum(sum(live.counts) for live in self.points.values()))
 
     def _take_newest(self) -> None:
         for name, live in self.points.items():

@@ -20,9 +20,12 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from optimizer.errors import InvalidSettings, InvalidToken
+from optimizer.records import Vector
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -46,6 +49,8 @@ CHAMPION, CONTROL, FALLBACK = 0, 1, 2
 ROLES = ("champion", "control", "fallback")
 """Who decided: the policy, the uniform control, or the static rule (which does not teach)."""
 
+Bytes = npt.NDArray[np.uint8]
+
 _HEADER = struct.Struct(">BB16sd8sdQIBH")
 _FORMAT = 1
 _MAC_BYTES = 16
@@ -55,7 +60,6 @@ _BLOCK = 64
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
-_SECONDS = struct.Struct(">d").unpack
 _ID, _TIME, _PROPENSITY, _VERSION = slice(2, 18), slice(18, 26), slice(34, 42), slice(42, 50)
 
 
@@ -211,23 +215,28 @@ def token_text(raw: bytes) -> bytes:
 
 
 class StoredFields(NamedTuple):
-    """Parts of a token as PostgreSQL takes them in binary: uuid, float8 and int8.
+    """Parts of n tokens as PostgreSQL takes them in binary (uuid, float8, int8, bytea): bytes.
 
     Attributes
     ----------
+    decision_id, propensity, policy_version, token
+        Shapes (n, 16), (n, 8), (n, 8) and (n, length).
     decided_at
-        Unix time in seconds.
+        Shape (n,): Unix time in seconds.
     """
 
-    decision_id: bytes
-    decided_at: float
-    propensity: bytes
-    policy_version: bytes
+    decision_id: Bytes
+    decided_at: Vector
+    propensity: Bytes
+    policy_version: Bytes
+    token: Bytes
 
 
-def stored_fields(raw: bytes) -> StoredFields:
-    """The parts of a token of ours that the decision log has columns for."""
-    return StoredFields(raw[_ID], _SECONDS(raw[_TIME])[0], raw[_PROPENSITY], raw[_VERSION])
+def stored_fields(tokens: Sequence[bytes]) -> StoredFields:
+    """The parts of tokens of ours, all of one length, that the decision log has columns for."""
+    table = np.frombuffer(b"".join(tokens), np.uint8).reshape(len(tokens), -1)
+    seconds = np.ascontiguousarray(table[:, _TIME]).view(">f8")[:, 0].astype(np.float64)
+    return StoredFields(table[:, _ID], seconds, table[:, _PROPENSITY], table[:, _VERSION], table)
 
 
 def parse(raw: bytes) -> Decision:

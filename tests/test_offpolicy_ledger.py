@@ -23,7 +23,7 @@ from optimizer.features import pack
 from optimizer.records import Outcome
 from optimizer.settings import Settings
 from serving import ledger
-from serving.decision_log import DecisionLog, LoggedDecision
+from serving.decision_log import DecisionLog, LoggedDecisions
 from serving.learner import fold
 from serving.live_point import make_encoder, make_point_policy
 from serving.logged import learned_until, read_log
@@ -71,7 +71,7 @@ def traffic(live: Settings, count: int, start: datetime, rewarded: float = 0.8) 
         )
         raw, _ = signer.sign(decision)
         model = ("small", "large")[arm]
-        log.extend([LoggedDecision(point.name, model, role, raw)])
+        log.add(LoggedDecisions(point.name, [model], [role], [raw]))
         if random.random() < rewarded:
             quality = float(random.random() < 0.5 + 0.3 * arm)
             outcome = Outcome(quality=quality, cost_usd=0.001 + 0.009 * arm)

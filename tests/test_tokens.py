@@ -53,11 +53,12 @@ def test_many_tokens_are_those_made_one_by_one() -> None:
 
 def test_what_the_log_stores_is_what_the_token_says() -> None:
     raw, _ = TokenSigner([KEY]).sign(DECISION)
-    fields = stored_fields(raw)
-    assert fields.decision_id == DECISION.decision_id
-    assert fields.decided_at == DECISION.decided_at
-    assert struct.unpack(">d", fields.propensity) == (DECISION.propensity,)
-    assert struct.unpack(">q", fields.policy_version) == (DECISION.policy_version,)
+    fields = stored_fields([raw, raw])
+    assert fields.decision_id[1].tobytes() == DECISION.decision_id
+    assert fields.decided_at.tolist() == [DECISION.decided_at] * 2
+    assert struct.unpack(">d", fields.propensity[1].tobytes()) == (DECISION.propensity,)
+    assert struct.unpack(">q", fields.policy_version[0].tobytes()) == (DECISION.policy_version,)
+    assert fields.token[1].tobytes() == raw
 
 
 @given(st.integers(0), st.integers(1, 255))
