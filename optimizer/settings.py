@@ -29,6 +29,7 @@ from optimizer.reward import Objective, Weights
 
 __all__ = [
     "ArmSettings",
+    "Autoscaling",
     "DecisionPoint",
     "Guardrails",
     "LearnerSettings",
@@ -160,6 +161,27 @@ class LearnerSettings(_Strict):
     versions_kept: int = Field(5, ge=1, description="versions of a decision point kept in MLflow")
 
 
+class Autoscaling(_Strict):
+    """How many replicas there are, by the decisions they make."""
+
+    min_replicas: int = Field(1, ge=1, le=64, description="at least so many")
+    max_replicas: int = Field(4, ge=1, le=64, description="at most so many")
+    decisions_per_s: float = Field(
+        8000.0, gt=0, allow_inf_nan=False, description="what one replica is to make"
+    )
+    upscale_delay_s: float = Field(10.0, ge=0, description="load must last so long to add one")
+    downscale_delay_s: float = Field(300.0, ge=0, description="and be gone so long to take one")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Autoscaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas={self.min_replicas} must not be above "
+                f"max_replicas={self.max_replicas}"
+            )
+        return self
+
+
 class ServingSettings(_Strict):
     """What a replica holds and takes."""
 
@@ -168,6 +190,9 @@ class ServingSettings(_Strict):
     )
     live_policies: int = Field(
         32, ge=1, description="policies in memory; the longest unused are let go first"
+    )
+    autoscaling: Autoscaling | None = Field(
+        None, description="let Ray Serve change the number of replicas; `replicas` if left out"
     )
 
 

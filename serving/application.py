@@ -13,6 +13,7 @@ from ray import serve
 
 from optimizer.settings import Settings
 from serving.api import Api
+from serving.autoscaling import DecisionRate, autoscaling_config
 from serving.fast_lane import FastLane, listen
 from serving.learning import Learning
 from serving.replica_state import ReplicaState
@@ -51,6 +52,7 @@ class Replica:
         sys.setswitchinterval(_SWITCH_S)
         self._state = await asyncio.to_thread(ReplicaState, content)
         self._api = Api(self._state)
+        self._rate = DecisionRate(self._state.decisions)
         config = uvicorn.Config(
             self._api,
             loop="none",
@@ -70,6 +72,10 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application that Ray's ingress serves."""
         return self._api
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve how busy this replica is."""
+        return self._rate.report()
 
     async def check_health(self) -> None:
         """Fail, so that Ray replaces this replica, if the fast lane has stopped."""
@@ -119,7 +125,13 @@ def build(settings: Settings) -> list[serve.RunTarget]:
     content = settings.model_dump(mode="json")
     content["token_keys"] = [key.get_secret_value() for key in settings.token_keys]
     text = msgspec.json.encode(content).decode()
-    replica = Replica.options(num_replicas=settings.replicas).bind(text)  # type: ignore[attr-defined]
+    scaling = settings.serving.autoscaling
+    size = (
+        {"num_replicas": settings.replicas}
+        if scaling is None
+        else {"autoscaling_config": autoscaling_config(scaling)}
+    )
+    replica = Replica.options(**size).bind(text)  # type: ignore[attr-defined]
     learner = LearnerReplica.bind(text)  # type: ignore[attr-defined]
     return [
         serve.RunTarget(learner, name="learner", route_prefix=None),

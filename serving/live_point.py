@@ -94,6 +94,7 @@ class LivePoint:
         """Arms that fail too often lately; replaced whole by the background refresh."""
         self.counts = [0] * len(ROLES)
         self.arm_counts = [0] * len(point.arms)
+        self.propensity_sum = 0.0
         self._serving: tuple[Policy | None, int] = (None, 0)
         self._embedder = embedder
         self._signer = signer
@@ -182,6 +183,7 @@ class LivePoint:
             self.counts[role] += count
         for arm, count in Counter(arms).items():
             self.arm_counts[arm] += count
+        self.propensity_sum += sum(propensities)
         models = [self._models[arm] for arm in arms]
         self._log(LoggedDecisions(self.point.name, models, roles, tokens))
         fragments = self._fragments

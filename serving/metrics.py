@@ -107,6 +107,9 @@ class ReplicaMetrics(Collector):
         age = GaugeMetricFamily(
             "llmopt_snapshot_age_seconds", "Since the last swap", labels=["decision_point"]
         )
+        propensity = CounterMetricFamily(
+            "llmopt_propensity", "Sum of propensities of decisions", labels=["decision_point"]
+        )
         now = time.time()
         for live in self._points:
             name = live.point.name
@@ -115,7 +118,8 @@ class ReplicaMetrics(Collector):
             for arm, count in zip(live.point.arms, live.arm_counts, strict=True):
                 arms.add_metric([name, arm.model], count)
             fallbacks.add_metric([name], live.counts[FALLBACK])
+            propensity.add_metric([name], live.propensity_sum)
             if live.snapshot is not None:
                 version.add_metric([name], live.snapshot.position)
                 age.add_metric([name], now - live.snapshot_at)
-        yield from (decisions, arms, fallbacks, version, age)
+        yield from (decisions, arms, fallbacks, propensity, version, age)

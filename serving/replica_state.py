@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -65,6 +67,7 @@ class ReplicaState:
                 "rewards_waiting": ("Reward requests not stored yet", self.rewards.waiting),
                 "log_waiting": ("Decisions not logged yet", self.log.waiting),
                 "log_dropped": ("Decisions the log lost", self.log.dropped),
+                "memory_bytes": ("Resident memory of the replica", _resident_bytes),
                 "feature_age_seconds": ("Age of the arm statistics", self.feature_age_s),
             },
         )
@@ -89,7 +92,11 @@ class ReplicaState:
         """Decision points without a policy, for as long as one can still be expected."""
         if time.monotonic() - self._started_at > _FIRST_SNAPSHOT_WAIT_S:
             return []
-        return [name for name, live in self.points.items() if live.policy is None]
+        return [name for name in self._wanted() if self.points[name].policy is None]
+
+    def decisions(self) -> int:
+        """Made so far, by all decision points."""
+        return sum(sum(live.counts) for live in self.points.values())
 
     def feature_age_s(self) -> float:
         """Seconds since the arm statistics were read from the feature store."""
@@ -167,8 +174,17 @@ class ReplicaState:
             "learner": {"pid": newest.learner_pid, "at": newest.published_at} if newest else None,
         }
 
+    def _wanted(self) -> list[str]:
+        """The decision points whose policies are kept in memory: those used last."""
+        names = sorted(self.points, key=lambda name: self.points[name].used_at, reverse=True)
+        return names[: self.settings.serving.live_policies]
+
     def _take_newest(self) -> None:
+        wanted = self._wanted()
         for name, live in self.points.items():
+            if name not in wanted:
+                live.release()
+                continue
             try:
                 snapshot = self._snapshots.newest(name)
             except Unavailable as error:
@@ -220,6 +236,11 @@ class ReplicaState:
             and recent.error_rate is not None
             and recent.error_rate > limit
         )
+
+
+def _resident_bytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _set_aside_from_collection() -> None:
