@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = ["ReplicaState"]
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
+_LOOK_AGAIN_S = 5.0
 _STATISTICS_EVERY_S = 0.5
 _STATISTICS_LAST_S = 3600.0
 _FIRST_SNAPSHOT_WAIT_S = 20.0
@@ -71,7 +73,7 @@ class ReplicaState:
                 "feature_age_seconds": ("Age of the arm statistics", self.feature_age_s),
             },
         )
-        self._take_newest()
+        self._take_newest(self._wanted())
         self._threads = [
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
             for work in (self._follow_snapshots, self._follow_statistics)
@@ -179,26 +181,31 @@ class ReplicaState:
         names = sorted(self.points, key=lambda name: self.points[name].used_at, reverse=True)
         return names[: self.settings.serving.live_policies]
 
-    def _take_newest(self) -> None:
-        wanted = self._wanted()
-        for name, live in self.points.items():
-            if name not in wanted:
-                live.release()
-                continue
+    def _take_newest(self, names: Iterable[str]) -> None:
+        for name in names:
             try:
                 snapshot = self._snapshots.newest(name)
             except Unavailable as error:
                 _LOG.warning("no snapshot of %s for now: %s", name, error)
                 return
             if snapshot is not None:
-                live.take(snapshot)
+                self.points[name].take(snapshot)
 
     def _follow_snapshots(self) -> None:
-        """Swap in snapshots as they come; look for missed ones when none is announced."""
-        for _ in self._snapshots.changes(_POLL_S):
+        """Swap in snapshots as they are announced; look for missed ones now and then."""
+        looked_at = time.monotonic()
+        for name in self._snapshots.changes(_POLL_S):
             if self._stop.is_set():
                 return
-            self._take_newest()
+            wanted = self._wanted()
+            for other in self.points.keys() - set(wanted):
+                self.points[other].release()
+            if time.monotonic() - looked_at > _LOOK_AGAIN_S:
+                looked_at = time.monotonic()
+                self._take_newest(wanted)
+            elif name in wanted:
+                self._take_newest([name])
+            self._take_newest(one for one in wanted if self.points[one].policy is None)
 
     def _follow_statistics(self) -> None:
         """Read the arms' recent statistics; after an hour without them, forget them."""
