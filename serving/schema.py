@@ -48,7 +48,7 @@ class ContextBody(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     extra: ClassVar[tuple[tuple[str, str | float], ...]] = ()
 
 
-class DecisionBody(Struct, frozen=True, forbid_unknown_fields=True):
+class DecisionBody(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """`POST /v1/decisions`."""
 
     decision_point: ShortText
