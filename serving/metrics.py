@@ -51,6 +51,8 @@ class ReplicaMetrics(Collector):
         self._sum_s = 0.0
         self.turned_away = 0
         """Decisions that were refused because too many waited."""
+        self.longest_queue = 0
+        """Most decisions that waited at a time since the last scrape."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -74,6 +76,10 @@ class ReplicaMetrics(Collector):
         turned_away = CounterMetricFamily("llmopt_turned_away", "Decisions beyond the queue")
         turned_away.add_metric([], self.turned_away)
         yield turned_away
+        longest, self.longest_queue = self.longest_queue, 0
+        yield GaugeMetricFamily(
+            "llmopt_queue_longest", "Most decisions that waited since the last scrape", longest
+        )
         yield self._latency()
         yield from self._point_metrics()
         for name, (text, read) in self._gauges.items():

@@ -29,7 +29,7 @@ class MicroBatch:
     longest
         So many may wait; beyond that the answer is 503 at once, never a slow death.
     metrics
-        Counts those.
+        Counts those, and how many waited.
     """
 
     def __init__(self, decider: Decider, longest: int, metrics: ReplicaMetrics) -> None:
@@ -69,5 +69,7 @@ class MicroBatch:
     def _answer(self) -> None:
         bodies, replies = self._bodies, self._replies
         self._bodies, self._replies = [], []
+        if len(bodies) > self._metrics.longest_queue:
+            self._metrics.longest_queue = len(bodies)
         for reply, response in zip(replies, self._decider.answer(bodies), strict=True):
             reply(response)

@@ -56,7 +56,9 @@ def server(settings: Callable[..., Settings]) -> Iterator[Server]:
         settings(
             token_keys=["00" * 16],
             serving={"queue": QUEUE},
-            decision_points=[{"name": "chat", "arms": [{"model": "a"}, {"model": "b"}]}],
+            decision_points=[
+                {"name": "chat", "arms": [{"model": "a"}, {"model": "b"}], "control_share": 0}
+            ],
         )
     )
     made = Server(Api(state))
@@ -163,6 +165,7 @@ def test_beyond_the_queue_the_answer_is_503_at_once(server) -> None:
     assert refused["retry_after_s"] >= 1
     metrics = httpx.get(f"http://127.0.0.1:{server.port}/metrics").text
     assert "llmopt_turned_away_total 10.0" in metrics
+    assert f"llmopt_queue_longest {QUEUE}.0" in metrics
 
 
 def test_a_connection_that_hangs_is_closed(server, monkeypatch) -> None:
