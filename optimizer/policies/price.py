@@ -30,7 +30,7 @@ _REPAY = 1000.0
 _MOST = 0.01
 """A debt of quality is paid back over 1,000 requests, or by 0.01 a request if that takes longer."""
 
-_AIM = 0.4
+_AIM = 0.33
 """How far above the floor to aim, of the way to the best arm: a mean that is just at the floor
 would be below it in half of all hours."""
 
