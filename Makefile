@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # A dozen processes would each compile a gigabyte of libraries anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run test check bench bench-policies lock lock-bench
+.PHONY: setup run test check bench bench-policies bench-serving lock lock-bench
 
 setup: $(INSTALLED)
 
@@ -66,6 +66,25 @@ $(PEERS)/.installed: requirements-bench.lock $(INSTALLED)
 bench-policies: setup $(PEERS)/.installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PEERS)/bin/python -m benchmarks.policies $(DATA) \
 	  --seeds $(SEEDS) --delay $(DELAY) --missing $(MISSING) $(if $(ONLY),--only $(ONLY))
+
+# LiteLLM's proxy needs another FastAPI than we do, so it lives alone. A peer that cannot be installed
+# is left out, and the report says so.
+LITELLM := .venv-bench-litellm
+SECONDS ?= 8
+ROUNDS ?= 3
+RATE ?= 8000
+
+$(LITELLM)/.installed: $(INSTALLED)
+	$(BIN)/python -m venv --clear $(LITELLM)
+	echo '*' > $(LITELLM)/.gitignore
+	$(LITELLM)/bin/pip install -q --only-binary :all: 'litellm[proxy]==1.106.2'
+	touch $@
+
+bench-serving: setup
+	@command -v wrk > /dev/null || { echo "bench-serving needs wrk: apt-get install wrk"; exit 2; }
+	-@$(MAKE) -s -k $(PEERS)/.installed $(LITELLM)/.installed
+	$(BIN)/python -m benchmarks.serving --seconds $(SECONDS) --rounds $(ROUNDS) --rate $(RATE) \
+	  $(if $(ONLY),--only $(ONLY))
 
 lock-bench: setup
 	$(BIN)/uv pip compile -q --group bench -c requirements.lock --python-version 3.11 \

@@ -14,25 +14,24 @@ from statistics import fmean, quantiles
 from time import perf_counter
 from typing import Any
 
-import httpx
-
+from infra.addresses import http_url
 from infra.recordings import PARETOBANDIT, load_recording
 from optimizer.baselines import baselines, equal_cost_mix
-from optimizer.errors import PartFailed, Unavailable, UnknownName
+from optimizer.errors import PartFailed, UnknownName
 from optimizer.recorded import RecordedOutcomes
 from optimizer.records import Outcome
 from optimizer.reward import Objective
 from optimizer.settings import Settings
+from serving.client import AsyncOptimizer, ServiceUnavailable
 
 __all__ = ["DemoRun", "Sent", "run_demo", "summarise"]
 
-_CONNECTIONS = 8
+_WORKERS = 8
 _TIMEOUT_S = 10.0
 _PATIENCE_S = 60.0
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 2.0
+_RETRIES = 10_000  # patience ends before
+_BACKOFF_S = 0.1
 _LEARN_S = 5.0
-_BUSY = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +93,13 @@ def run_demo(
 
     Raises
     ------
-    Unavailable
-        If the platform doesn't answer.
+    PartFailed
+        If the platform doesn't answer the first request.
+    ServiceUnavailable
+        If it stays away later, for a minute.
     UnknownName
         If no decision point chooses among the recorded models.
-    PartFailed
+    Refused
         If the platform refuses a request.
     """
     recorded = load_recording(PARETOBANDIT)
@@ -174,40 +175,52 @@ class _Driver:
         self._requests = requests
         self._rate_per_s = rate_per_s
         self._on_sent = on_sent
-        self._url = f"http://{settings.host}:{settings.ports.fast_lane}"
+        self._url = http_url(settings.host, settings.ports.fast_lane)
         self._sent: list[Sent] = []
-        self._retried = 0
 
     async def run(self) -> DemoRun:
         """Send everything."""
-        limits = httpx.Limits(max_connections=_CONNECTIONS)
-        async with httpx.AsyncClient(
-            base_url=self._url, timeout=_TIMEOUT_S, limits=limits, trust_env=False
-        ) as client:
-            name, before = await self._choose_point(client)
-            point = self._settings.decision_point(name)
-            objective = Objective(point.weights, point.cost_cap_usd)
-            due = iter(range(self._requests))
+        name, before = await self._choose_point()
+        point = self._settings.decision_point(name)
+        objective = Objective(point.weights, point.cost_cap_usd)
+        due = iter(range(self._requests))
+        # No static rule: the demo shows what the platform decides, and waits for it if need be.
+        async with AsyncOptimizer(
+            self._url,
+            timeout_s=_PATIENCE_S,
+            try_timeout_s=_TIMEOUT_S,
+            retries=_RETRIES,
+            backoff_s=_BACKOFF_S,
+        ) as optimizer:
             began_s = perf_counter()
             await asyncio.gather(
-                *(self._work(client, name, objective, due, began_s) for _ in range(_CONNECTIONS))
+                *(self._work(optimizer, name, objective, due, began_s) for _ in range(_WORKERS))
             )
-            after = await self._version_once_learned(client, name)
-        return DemoRun(name, self._recorded, objective, self._sent, (before, after), self._retried)
+            after = await self._version_once_learned(optimizer, name)
+        versions, retried = (before, after), optimizer.retried
+        return DemoRun(name, self._recorded, objective, self._sent, versions, retried)
 
-    async def _choose_point(self, client: httpx.AsyncClient) -> tuple[str, int | None]:
+    async def _choose_point(self) -> tuple[str, int | None]:
         """The first decision point whose models are all recorded, and its policy version."""
-        answer = await self._call(client, "GET", "/v1/decision-points")
-        for point in answer["decision_points"]:
+        try:
+            async with AsyncOptimizer(
+                self._url, timeout_s=_TIMEOUT_S, try_timeout_s=_TIMEOUT_S, retries=0
+            ) as optimizer:
+                points = await optimizer.decision_points()
+        except ServiceUnavailable as error:
+            raise PartFailed(
+                f"nothing answers at {self._url}: start the platform with `llmopt up`"
+            ) from error
+        for point in points:
             if set(point["models"]) <= set(self._recorded.models):
                 return point["name"], point["policy_version"]
         known = ", ".join(self._recorded.models)
-        names = [point["name"] for point in answer["decision_points"]]
+        names = [point["name"] for point in points]
         raise UnknownName("decision_points", names, f"the demo needs one with models of: {known}")
 
     async def _work(
         self,
-        client: httpx.AsyncClient,
+        optimizer: AsyncOptimizer,
         name: str,
         objective: Objective,
         due: Iterator[int],
@@ -216,35 +229,23 @@ class _Driver:
         for index in due:
             await asyncio.sleep(began_s + index / self._rate_per_s - perf_counter())
             row = index % len(self._recorded.prompts)
-            self._sent.append(await self._send(client, name, objective, row))
+            self._sent.append(await self._send(optimizer, name, objective, row))
             self._on_sent(self._sent, self._requests)
 
     async def _send(
-        self, client: httpx.AsyncClient, name: str, objective: Objective, row: int
+        self, optimizer: AsyncOptimizer, name: str, objective: Objective, row: int
     ) -> Sent:
         """One decision and its reward."""
         recorded = self._recorded
         models = len(self._settings.decision_point(name).arms)
-        body = {
-            "decision_point": name,
-            "context": {"prompt": recorded.prompts[row], "task": recorded.tasks[row]},
-            "unit_id": recorded.request_ids[row],
-        }
+        context = {"prompt": recorded.prompts[row], "task": recorded.tasks[row]}
         asked_s = perf_counter()
-        decision = await self._call(client, "POST", "/v1/decisions", body)
+        decision = await optimizer.decide(name, context, recorded.request_ids[row])
         took_s = perf_counter() - asked_s
-        model = recorded.models.index(decision["model"])
+        model = recorded.models.index(decision.model)
         outcome = recorded.outcome(row, model)
-        # The ledger knows a repeated reward by its decision, so this may be retried safely.
-        await self._call(
-            client,
-            "POST",
-            "/v1/rewards",
-            {
-                "decision_id": decision["decision_id"],
-                "quality": outcome.quality,
-                "cost_usd": outcome.cost_usd,
-            },
+        await optimizer.reward(
+            decision.decision_id, quality=outcome.quality, cost_usd=outcome.cost_usd
         )
         return Sent(
             row,
@@ -252,45 +253,18 @@ class _Driver:
             outcome,
             objective.reward(outcome) or 0.0,
             took_s,
-            decision["fallback"],
-            decision["policy_version"],
+            decision.fallback,
+            decision.policy_version,
             # The control draws every arm alike; of the policies only `random` does, too.
-            decision["propensity"] == 1.0 / models,
+            decision.propensity == 1.0 / models,
         )
 
-    async def _call(
-        self, client: httpx.AsyncClient, method: str, path: str, body: object = None
-    ) -> dict[str, Any]:
-        """One call, repeated while a part is away, so that nothing is lost silently."""
-        began_s, pause_s = perf_counter(), _FIRST_PAUSE_S
-        while True:
-            try:
-                response = await client.request(method, path, json=body)
-            except httpx.TransportError as error:
-                if not self._sent and isinstance(error, httpx.ConnectError):
-                    raise PartFailed(
-                        f"nothing answers at {self._url}: start the platform with `llmopt up`"
-                    ) from error
-                reason = str(error)
-            else:
-                if response.is_success:
-                    answer: dict[str, Any] = response.json()
-                    return answer
-                reason = response.text
-                if response.status_code != _BUSY:
-                    raise PartFailed(f"{path} answered {response.status_code}: {reason[:500]}")
-            if perf_counter() - began_s > _PATIENCE_S:
-                raise Unavailable(f"{self._url}{path} ({reason[:200]})")
-            self._retried += 1
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    async def _version_once_learned(self, client: httpx.AsyncClient, name: str) -> int | None:
+    async def _version_once_learned(self, optimizer: AsyncOptimizer, name: str) -> int | None:
         """The policy version when the last reward was learned, or after five seconds."""
         deadline = perf_counter() + _LEARN_S
         while True:
-            point = await self._call(client, "GET", f"/v1/decision-points/{name}")
+            point = await optimizer.decision_point(name)
             if point["learned"] >= point["rewards"] or perf_counter() > deadline:
                 version: int | None = point["policy_version"]
                 return version
-            await asyncio.sleep(_FIRST_PAUSE_S)
+            await asyncio.sleep(_BACKOFF_S)

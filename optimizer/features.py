@@ -111,13 +111,14 @@ class FeatureEncoder:
 
     def encode(self, context: RequestContext, embedding: Vector | None, now_s: float) -> Vector:
         """`encode_many` of one request: shape (size,), the embedding of shape (embedding_size,)."""
-        row: Vector = self.encode_many(
-            [context], None if embedding is None else embedding[None], now_s
-        )[0]
+        row: Vector = self.encode_many([context], [embedding], now_s)[0]
         return row
 
     def encode_many(
-        self, contexts: Sequence[RequestContext], embeddings: Matrix | None, now_s: float
+        self,
+        contexts: Sequence[RequestContext],
+        embeddings: Sequence[Vector | None],
+        now_s: float,
     ) -> Matrix:
         """The features of requests.
 
@@ -126,8 +127,7 @@ class FeatureEncoder:
         contexts
             What the callers told, n of them.
         embeddings
-            Reduced prompt embeddings, shape (n, embedding_size), rows of zeros where there is no
-            prompt; None if there is none at all.
+            The reduced embedding of each prompt, shape (embedding_size,), or None without a prompt.
         now_s
             Unix time in seconds; hours and weekdays are UTC.
 
@@ -169,8 +169,10 @@ class FeatureEncoder:
             math.cos(weekday),
         )
         table[:, side : side + len(SIDE_COLUMNS)] *= _SIDE_SCALE
-        if embeddings is not None and self.embedding_size:
-            table[:, self._embedding :] = embeddings
+        if self.embedding_size:
+            for row, embedding in enumerate(embeddings):
+                if embedding is not None:
+                    table[row, self._embedding :] = embedding
         table *= _GRID
         np.rint(table, out=table)
         table /= _GRID

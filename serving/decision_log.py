@@ -16,12 +16,12 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import psycopg
 
+from optimizer.byte_rows import Piece, Seconds, byte_rows
 from serving.ledger import create_tables
 from serving.reward_writer import connect
-from serving.tokens import ROLES, stored_fields
+from serving.tokens import ID_AT, PROPENSITY_AT, ROLES, TIME_AT, VERSION_AT
 
 __all__ = ["DecisionLog", "LoggedDecisions"]
 
@@ -145,28 +145,11 @@ class DecisionLog:
 
 def _copy_rows(texts: tuple[str, str, str], tokens: list[bytes]) -> bytes:
     """Rows in PostgreSQL's binary COPY format, of tokens of one length: lengths before fields."""
-    fields = stored_fields(tokens)
-    microseconds = np.round((fields.decided_at - _POSTGRES_EPOCH_S) * 1e6).astype(">i8")
-    encoded = [text.encode() for text in texts]
-    head = struct.pack(">h", 8) + b"".join(struct.pack(">i", len(one)) + one for one in encoded)
-    columns = (
-        head,
-        struct.pack(">i", 16),
-        fields.decision_id,
-        struct.pack(">i", 8),
-        microseconds[:, None].view(np.uint8),
-        struct.pack(">i", 8),
-        fields.propensity,
-        struct.pack(">i", 8),
-        fields.policy_version,
-        struct.pack(">i", fields.token.shape[1]),
-        fields.token,
-    )
-    number = len(tokens)
-    parts = [
-        np.broadcast_to(np.frombuffer(column, np.uint8), (number, len(column)))
-        if isinstance(column, bytes)
-        else column
-        for column in columns
-    ]
-    return np.concatenate(parts, axis=1).tobytes()
+    pieces: list[Piece] = [struct.pack(">h", 8)]
+    for text in texts:
+        pieces += [struct.pack(">i", len(text.encode())), text.encode()]
+    for at in (ID_AT, TIME_AT, PROPENSITY_AT, VERSION_AT):
+        field = Seconds(at, _POSTGRES_EPOCH_S) if at is TIME_AT else at
+        pieces += [struct.pack(">i", at.stop - at.start), field]
+    pieces += [struct.pack(">i", len(tokens[0])), slice(None)]
+    return byte_rows(tokens, pieces)

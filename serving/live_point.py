@@ -7,15 +7,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from random import random
 
 import msgspec
-import numpy as np
 
 from feature_repo.embedding import Embedder
 from optimizer.errors import IncompatibleState, UnknownName
-from optimizer.features import FeatureEncoder, RequestContext, pack
+from optimizer.features import FeatureEncoder, pack
 from optimizer.policies import Policy, draw_many, make_policy
-from optimizer.records import Matrix, Vector
+from optimizer.records import Matrix
 from optimizer.settings import DecisionPoint
 from serving.decision_log import LoggedDecisions
 from serving.schema import DecisionBody, DecisionRequest
@@ -96,10 +96,9 @@ class LivePoint:
         self.arm_counts = [0] * len(point.arms)
         self.propensity_sum = 0.0
         self._serving: tuple[Policy | None, int] = (None, 0)
-        self._embedder = embedder
+        self._embed = embedder.embed
         self._signer = signer
         self._log = log
-        self._random = np.random.default_rng()
         self._arms = point.records()
         self._models = [arm.model for arm in self._arms]
         self._all = list(range(len(self._arms)))
@@ -169,7 +168,9 @@ class LivePoint:
     def _decide(self, requests: Sequence[Request], allowed: list[list[int] | None]) -> list[bytes]:
         self.used_at = now = time.time()
         contexts = [request.context for request in requests]
-        features = self.encoder.encode_many(contexts, self._embeddings(contexts), now)
+        embed = self._embed
+        embeddings = [embed(one.prompt) if one.prompt else None for one in contexts]
+        features = self.encoder.encode_many(contexts, embeddings, now)
         policy, version = self._serving
         roles, arms, propensities = self._choose(policy, features, requests, allowed)
         records = self._arms
@@ -193,15 +194,6 @@ class LivePoint:
             for token, arm, propensity, role in zip(tokens, arms, propensities, roles, strict=True)
         ]
 
-    def _embeddings(self, contexts: Sequence[RequestContext]) -> Matrix | None:
-        """Shape (n, size), zeros where there is no prompt; None if there is none at all."""
-        rows = [row for row, context in enumerate(contexts) if context.prompt]
-        if not rows:
-            return None
-        table = np.zeros((len(contexts), self._embedder.size))
-        table[rows] = self._embedder.embed_many([contexts[row].prompt or "" for row in rows])
-        return table
-
     def _choose(
         self,
         policy: Policy | None,
@@ -211,31 +203,31 @@ class LivePoint:
     ) -> tuple[list[int], list[int], list[float]]:
         """Role, arm and propensity of each."""
         number = len(requests)
-        uniform = self._random.random((2, number))
+        uniform = [random() for _ in requests]
         roles = [CHAMPION] * number
         chosen = None
         if policy is not None:
             try:
-                chosen = self._by_policy(policy, features, uniform[0], allowed)
+                chosen = self._by_policy(policy, features, uniform, allowed)
             except Exception:
                 _LOG.exception("%s: the policy raised, the static rule decides", self.point.name)
         if chosen is None:
             roles = [FALLBACK] * number
             chosen = [self._static(among) for among in allowed], [1.0] * number
         arms, propensities = chosen
-        for row, (request, second) in enumerate(zip(requests, uniform[1].tolist(), strict=True)):
+        for row, request in enumerate(requests):
             unit_id = request.unit_id
-            if (second if unit_id is None else self._place(unit_id)) < self._control_share:
+            if (random() if unit_id is None else self._place(unit_id)) < self._control_share:
                 among = allowed[row] or self._all
                 roles[row], propensities[row] = CONTROL, 1.0 / len(among)
-                arms[row] = among[int(uniform[0, row] * len(among))]
+                arms[row] = among[int(uniform[row] * len(among))]
         return roles, arms, propensities
 
     def _by_policy(
         self,
         policy: Policy,
         features: Matrix,
-        uniform: Vector,
+        uniform: list[float],
         allowed: list[list[int] | None],
     ) -> tuple[list[int], list[float]]:
         set_aside = self.set_aside
@@ -243,8 +235,7 @@ class LivePoint:
         for row, among in enumerate(allowed):
             if among is not None:
                 probabilities[row] = policy.probabilities(features[row], among, set_aside)
-        drawn = draw_many(probabilities, uniform)
-        return drawn.tolist(), probabilities[np.arange(len(drawn)), drawn].tolist()
+        return draw_many(probabilities, uniform)
 
     def _static(self, allowed: list[int] | None) -> int:
         static = self.point.static_index

@@ -20,12 +20,9 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from msgspec import Struct
 
 from optimizer.errors import InvalidSettings, InvalidToken
-from optimizer.records import Vector
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -36,12 +33,14 @@ __all__ = [
     "CHAMPION",
     "CONTROL",
     "FALLBACK",
+    "ID_AT",
+    "PROPENSITY_AT",
     "ROLES",
+    "TIME_AT",
+    "VERSION_AT",
     "Decision",
-    "StoredFields",
     "TokenBatch",
     "TokenSigner",
-    "stored_fields",
     "token_text",
 ]
 
@@ -49,7 +48,13 @@ CHAMPION, CONTROL, FALLBACK = 0, 1, 2
 ROLES = ("champion", "control", "fallback")
 """Who decided: the policy, the uniform control, or the static rule (which does not teach)."""
 
-Bytes = npt.NDArray[np.uint8]
+ID_AT, TIME_AT, PROPENSITY_AT, VERSION_AT = (
+    slice(2, 18),
+    slice(18, 26),
+    slice(34, 42),
+    slice(42, 50),
+)
+"""Where tokens hold what the decision log has columns for, as PostgreSQL takes it in binary."""
 
 _HEADER = struct.Struct(">BB16sd8sdQIBH")
 _FORMAT = 1
@@ -60,7 +65,6 @@ _BLOCK = 64
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
-_ID, _TIME, _PROPENSITY, _VERSION = slice(2, 18), slice(18, 26), slice(34, 42), slice(42, 50)
 
 
 class Decision(Struct, frozen=True, gc=False):
@@ -212,31 +216,6 @@ class TokenSigner:
 def token_text(raw: bytes) -> bytes:
     """A token as it is handed to the caller: base64url without padding."""
     return b2a_base64(raw, newline=False).translate(_URL_SAFE, b"=")
-
-
-class StoredFields(NamedTuple):
-    """Parts of n tokens as PostgreSQL takes them in binary (uuid, float8, int8, bytea): bytes.
-
-    Attributes
-    ----------
-    decision_id, propensity, policy_version, token
-        Shapes (n, 16), (n, 8), (n, 8) and (n, length).
-    decided_at
-        Shape (n,): Unix time in seconds.
-    """
-
-    decision_id: Bytes
-    decided_at: Vector
-    propensity: Bytes
-    policy_version: Bytes
-    token: Bytes
-
-
-def stored_fields(tokens: Sequence[bytes]) -> StoredFields:
-    """The parts of tokens of ours, all of one length, that the decision log has columns for."""
-    table = np.frombuffer(b"".join(tokens), np.uint8).reshape(len(tokens), -1)
-    seconds = np.ascontiguousarray(table[:, _TIME]).view(">f8")[:, 0].astype(np.float64)
-    return StoredFields(table[:, _ID], seconds, table[:, _PROPENSITY], table[:, _VERSION], table)
 
 
 def parse(raw: bytes) -> Decision:

@@ -116,20 +116,21 @@ def test_every_door_and_every_interface_answers(platform: Platform) -> None:
 def readme() -> dict[str, str]:
     """The blocks of the README that are run, by name."""
     text = (ROOT / "README.md").read_text()
-    return dict(re.findall(r"<!-- test: (\w+) -->\n```sh\n(.*?)```", text, re.S))
+    return dict(re.findall(r"<!-- test: (\w+) -->\n```(?:sh|python)\n(.*?)```", text, re.S))
 
 
 def test_what_the_readme_shows_works(platform: Platform) -> None:
     blocks = readme()
-    assert set(blocks) == {"decision", "reward", "point", "replay", "evaluate"}
+    assert set(blocks) == {"decision", "reward", "point", "client", "replay", "evaluate"}
 
     def run(name: str, **environment: str) -> str:
         command = blocks[name]
         for port, part in README_PORTS.items():
             command = command.replace(f"127.0.0.1:{port}", f"127.0.0.1:{platform.ports[part]}")
         command = command.replace(".venv/bin/llmopt", str(LLMOPT))
+        shell = [sys.executable, "-c"] if name == "client" else ["bash", "-c"]
         done = subprocess.run(
-            ["bash", "-c", command],
+            [*shell, command],
             env=platform.environment | environment,
             cwd=ROOT,
             capture_output=True,
@@ -145,6 +146,8 @@ def test_what_the_readme_shows_works(platform: Platform) -> None:
         answer = json.loads(run("reward", DECISION_ID=token))
         assert answer == {"accepted": True, "duplicate": repeated}
     assert json.loads(run("point"))["rewards"] == 1
+    run("client")
+    assert json.loads(run("point"))["rewards"] == 2
     assert "oracle" in run("replay")
 
 

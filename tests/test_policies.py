@@ -312,7 +312,8 @@ def test_drawing_many_is_drawing_one_by_one(seed: int, arms: int) -> None:
     random = np.random.default_rng(seed)
     probabilities = random.dirichlet(np.ones(arms) * 0.3, size=8)
     uniform = random.random(8)
-    drawn = draw_many(probabilities, uniform).tolist()
+    drawn, propensities = draw_many(probabilities, uniform.tolist())
+    assert propensities == probabilities[np.arange(8), drawn].tolist()
     pairs = zip(probabilities, uniform.tolist(), strict=True)
     assert drawn == [draw(row, one) for row, one in pairs]
 

@@ -6,8 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimizer.byte_rows import Seconds, byte_rows
 from optimizer.errors import InvalidSettings, InvalidToken
-from serving.tokens import Decision, TokenBatch, TokenSigner, stored_fields, token_text
+from serving.tokens import (
+    ID_AT,
+    PROPENSITY_AT,
+    TIME_AT,
+    VERSION_AT,
+    Decision,
+    TokenBatch,
+    TokenSigner,
+    token_text,
+)
 
 KEY, OTHER_KEY = "00" * 16, "11" * 32
 DECISION = Decision(0, bytes(range(16)), 1.5e9, b"armarmar", 0.25, 7, 42, "chat", b"\x00<" * 5)
@@ -53,12 +63,16 @@ def test_many_tokens_are_those_made_one_by_one() -> None:
 
 def test_what_the_log_stores_is_what_the_token_says() -> None:
     raw, _ = TokenSigner([KEY]).sign(DECISION)
-    fields = stored_fields([raw, raw])
-    assert fields.decision_id[1].tobytes() == DECISION.decision_id
-    assert fields.decided_at.tolist() == [DECISION.decided_at] * 2
-    assert struct.unpack(">d", fields.propensity[1].tobytes()) == (DECISION.propensity,)
-    assert struct.unpack(">q", fields.policy_version[0].tobytes()) == (DECISION.policy_version,)
-    assert fields.token[1].tobytes() == raw
+    assert raw[ID_AT] == DECISION.decision_id
+    assert struct.unpack(">d", raw[TIME_AT]) == (DECISION.decided_at,)
+    assert struct.unpack(">d", raw[PROPENSITY_AT]) == (DECISION.propensity,)
+    assert struct.unpack(">q", raw[VERSION_AT]) == (DECISION.policy_version,)
+
+
+def test_rows_are_cut_from_records() -> None:
+    records = [struct.pack(">dI", at, number) for number, at in enumerate((1e9, 1e9 + 0.25))]
+    rows = byte_rows(records, [b"-", Seconds(slice(0, 8), 1e9 - 1), slice(8, 12)])
+    assert rows == struct.pack(">cqIcqI", b"-", 1_000_000, 0, b"-", 1_250_000, 1)
 
 
 @given(st.integers(0), st.integers(1, 255))

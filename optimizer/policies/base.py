@@ -406,19 +406,21 @@ def draw(probabilities: Vector, uniform: float) -> int:
     return index
 
 
-def draw_many(probabilities: Matrix, uniform: Vector) -> Indices:
-    """`draw` of many requests: shape (n,), of probabilities (n, arms) and numbers (n,).
+def draw_many(probabilities: Matrix, uniform: Sequence[float]) -> tuple[list[int], list[float]]:
+    """`draw` of many requests: arms and their probabilities, from shape (n, arms) and n numbers.
 
     Examples
     --------
-    >>> draw_many(np.array([[0.25, 0.0, 0.75], [1.0, 0.0, 0.0]]), np.array([0.25, 0.5])).tolist()
-    [2, 0]
+    >>> draw_many(np.array([[0.25, 0.0, 0.75], [1.0, 0.0, 0.0]]), [0.25, 0.5])
+    ([2, 0], [0.75, 1.0])
     """
     rows = np.arange(len(probabilities))
-    drawn: Indices = (probabilities.cumsum(axis=1) <= uniform[:, None]).sum(axis=1)
+    drawn: Indices = (probabilities.cumsum(axis=1) <= np.array(uniform)[:, None]).sum(axis=1)
     np.minimum(drawn, probabilities.shape[1] - 1, out=drawn)
+    propensity = probabilities[rows, drawn]
     # Where rounding leaves the sum below 1 a draw may pass the last arm that can be drawn.
-    lost = probabilities[rows, drawn] <= 0.0
+    lost = propensity <= 0.0
     if lost.any():
         drawn[lost] = probabilities[lost].argmax(axis=1)
-    return drawn
+        propensity = probabilities[rows, drawn]
+    return drawn.tolist(), propensity.tolist()
