@@ -187,12 +187,21 @@ class LivePoint:
         self.propensity_sum += sum(propensities)
         models = [self._models[arm] for arm in arms]
         self._log(LoggedDecisions(self.point.name, models, roles, tokens))
-        fragments = self._fragments
-        return [
-            b'{"decision_id":"%s%s%a,"policy_version":%d,"fallback":%s}'
-            % (token_text(token), fragments[arm], propensity, version, _IS_FALLBACK[role])
-            for token, arm, propensity, role in zip(tokens, arms, propensities, roles, strict=True)
-        ]
+        # Within a batch few answers differ in more than their token.
+        ends: dict[tuple[int, float, int], bytes] = {}
+        answers = []
+        for token, end in zip(tokens, zip(arms, propensities, roles, strict=True), strict=True):
+            text = ends.get(end)
+            if text is None:
+                arm, propensity, role = end
+                text = ends[end] = b'%s%a,"policy_version":%d,"fallback":%s}' % (
+                    self._fragments[arm],
+                    propensity,
+                    version,
+                    _IS_FALLBACK[role],
+                )
+            answers.append(b'{"decision_id":"%s%s' % (token_text(token), text))
+        return answers
 
     def _choose(
         self,

@@ -215,7 +215,7 @@ class TokenSigner:
 
 def token_text(raw: bytes) -> bytes:
     """A token as it is handed to the caller: base64url without padding."""
-    return b2a_base64(raw, newline=False).translate(_URL_SAFE, b"=")
+    return b2a_base64(raw, newline=False).translate(_URL_SAFE).rstrip(b"=")
 
 
 def parse(raw: bytes) -> Decision:
