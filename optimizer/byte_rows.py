@@ -1,7 +1,7 @@
 """Rows of bytes cut from records of bytes, for thousands at once.
 
 What a database takes in binary is mostly what tokens already hold, in another order and with
-lengths between. Cutting columns out of one array takes a tenth of the time of a loop over rows.
+lengths between. Columns are cut out of one array, with no loop over rows.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from optimizer.errors import TooLarge
 from serving.micro_batch import MicroBatch
@@ -24,7 +24,6 @@ SINGLE_LIMIT = 1 << 20
 _LISTEN_BACKLOG = 2048
 _LOOK_S = 5.0
 _SLOWEST_REQUEST_S = 20.0
-_REASONS = {200: b"OK", 404: b"Not Found", 413: b"Content Too Large", 422: b"Unprocessable Content"}
 
 
 class FastLane(HttpToolsProtocol):
@@ -127,12 +126,11 @@ class FastLane(HttpToolsProtocol):
             )
             return
         lines = [
-            b"HTTP/1.1 %d %s" % (status, _REASONS.get(status, b"-")),
             b"content-type: " + content_type,
             b"content-length: %d" % len(body),
             *(b"%s: %s" % header for header in headers),
         ]
-        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+        self.transport.write(STATUS_LINE[status] + b"\r\n".join(lines) + b"\r\n\r\n" + body)
 
     def _look(self) -> None:
         """Every few seconds: close a connection that hangs or is idle."""

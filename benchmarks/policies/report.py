@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.policies.race import Entry
 from benchmarks.policies.standings import Standing, order_agreement
+from benchmarks.processor import processor
 from optimizer.replay_seeds import Interval
 
 __all__ = ["Heat", "installed", "write_report"]
@@ -163,13 +164,4 @@ def _cell(value: Interval | None, digits: int, sign: str = "") -> str:
 
 def _hardware() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"

@@ -6,8 +6,8 @@ import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+from benchmarks.processor import processor
 from benchmarks.serving.peers import package_version
 
 __all__ = ["hardware", "versions"]
@@ -19,7 +19,7 @@ def hardware() -> dict[str, object]:
     """CPU model, cores, memory and kernel."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory),
         "kernel": f"{platform.system()} {platform.release()}",
@@ -44,12 +44,3 @@ def _wrk() -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.split("[")[0].removeprefix("wrk").strip() or None
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
