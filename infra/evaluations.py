@@ -240,7 +240,7 @@ def _fresh(name: str, source: Source) -> Policy:
 
 
 def _made(settings: PolicySettings, source: Source) -> Policy:
-    from serving.live_point import make_point_policy
+    from serving.routes import make_point_policy
 
     log, point = source.decisions, source.point
     if point is None or source.encoder is None:

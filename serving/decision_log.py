@@ -21,7 +21,7 @@ import psycopg
 from optimizer.byte_rows import Piece, Seconds, byte_rows
 from serving.ledger import create_tables
 from serving.reward_writer import connect
-from serving.tokens import ID_AT, PROPENSITY_AT, ROLES, TIME_AT, VERSION_AT
+from serving.tokens import ID_AT, PROPENSITY_AT, ROLES, SHADOW, TIME_AT, VERSION_AT
 
 __all__ = ["DecisionLog", "LoggedDecisions"]
 
@@ -121,7 +121,7 @@ class DecisionLog:
         # Tokens of a decision point are equally long, unless its settings have changed.
         points: dict[tuple[str, int], _Alike] = defaultdict(lambda: defaultdict(list))
         for name, models, roles, tokens in batches:
-            counts[name] += len(tokens)
+            counts[name] += sum(role != SHADOW for role in roles)
             alike = points[name, len(tokens[0])]
             for kind, token in zip(zip(models, roles, strict=True), tokens, strict=True):
                 alike[kind].append(token)

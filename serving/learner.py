@@ -1,15 +1,15 @@
-"""The learner: the one writer of a decision point's policy.
+"""The learner: the one writer of a decision point's policies.
 
-It folds the ledger, in order, into the policy, publishes a snapshot after each mini-batch and saves
-its state with the position it stands for. The state is a pure function of the ledger up to that
-position, so a learner that is killed starts again from its last checkpoint and ends in the same
-bytes.
+It folds the ledger, in order, into each policy that the routing plan names, publishes a snapshot
+after each mini-batch and saves their states with the positions they stand for. A state is a pure
+function of the ledger up to its position, so a learner that is killed starts again from its last
+checkpoint and ends in the same bytes. A policy that is new to the plan starts at the beginning of
+the ledger, and so has learned from all that was ever rewarded before it serves.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -21,65 +21,29 @@ import psycopg
 
 from feature_repo.aggregates import ArmStatistics
 from feature_repo.embedding import Embedder
-from optimizer.errors import IncompatibleState, InvalidToken, Unavailable
-from optimizer.features import unpack
-from optimizer.policies import Policy
-from optimizer.records import Observation
+from optimizer.errors import InvalidToken, Unavailable
+from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.settings import DecisionPoint, Settings
-from serving import ledger
-from serving.live_point import make_encoder, make_point_policy
+from serving import ledger, plans
+from serving.live_point import make_encoder
+from serving.policy_line import Checkpoint, PolicyLine, snapshot_of
 from serving.reward_writer import connect
-from serving.snapshots import Snapshot, SnapshotStore
-from serving.tokens import FALLBACK, parse
+from serving.rollout_watch import RolloutWatch
+from serving.snapshots import SnapshotStore
+from serving.tokens import SHADOW, parse
 
-__all__ = ["Checkpoint", "Learner", "fold"]
+__all__ = ["Learner", "NewVersion"]
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _WINDOWS_EVERY_S = 10.0
 _WINDOWS_AT_ONCE = 500
 _STATISTICS_SPAN_S = 3600.0
-_REPUBLISH_S = 10.0
-"""An unchanged snapshot is published again, for a Valkey that came back without its data."""
+_ANNOUNCE_S = 10.0
+"""An unchanged plan is announced again, for a Valkey that came back without its data."""
 
-Checkpoint = tuple[int, bytes]
-"""Ledger position and policy state."""
-
-
-def fold(
-    policy: Policy, schema_id: int, rows: Sequence[ledger.LedgerRow], skipped: Counter[str]
-) -> None:
-    """Teach ``policy`` the rows, in their order.
-
-    Decisions of the static rule, of arms that are gone, and of another feature layout do not teach;
-    they are counted in ``skipped`` by their reason.
-    """
-    index = {arm_id: position for position, arm_id in enumerate(policy.known_ids)}
-    observations = []
-    for row in rows:
-        try:
-            decision = parse(row.token)
-        except InvalidToken:
-            skipped["token"] += 1
-            continue
-        if decision.role == FALLBACK:
-            skipped["fallback"] += 1
-        elif decision.arm_id not in index:
-            skipped["arm"] += 1
-        elif decision.schema_id != schema_id:
-            skipped["schema"] += 1
-        else:
-            observations.append(
-                Observation(
-                    index[decision.arm_id],
-                    unpack(decision.features),
-                    row.before,
-                    row.after,
-                    decision.policy_version,
-                    row.position,
-                )
-            )
-    policy.learn(observations)
+NewVersion = Callable[[DecisionPoint, str, bytes, int, str | None], None]
+"""Takes settings, variant, state, ledger position, and the alias that the version is to have."""
 
 
 class Learner:
@@ -94,11 +58,17 @@ class Learner:
     embedder
         Tells the length of the prompt embedding.
     on_version
-        Called with (decision point, policy state, ledger position) now and then, to register a
-        version; it must return at once.
+        Called now and then, to register a version; it must return at once.
     restore
         Called with (decision point's name, lineage) where PostgreSQL has no checkpoint; gives one
         from elsewhere (the registry), or None.
+
+    Attributes
+    ----------
+    position
+        How far into the ledger the champion has learned.
+    statistics
+        Of the arms, as of that position or later; read them under `statistics_lock`.
     """
 
     def __init__(
@@ -106,7 +76,7 @@ class Learner:
         settings: Settings,
         point: DecisionPoint,
         embedder: Embedder,
-        on_version: Callable[[DecisionPoint, bytes, int], None] = lambda point, state, at: None,
+        on_version: NewVersion = lambda point, variant, state, at, alias: None,
         restore: Callable[[str, str], Checkpoint | None] = lambda name, lineage: None,
     ) -> None:
         self._settings = settings
@@ -115,15 +85,14 @@ class Learner:
         self._on_version = on_version
         self._restore = restore
         self._snapshots = SnapshotStore(settings.valkey_address)
-        self._policy = make_point_policy(point, self._encoder)
+        self._plan = RoutingPlan(point.name, 0, PolicyRef(""))
+        self._lines: dict[str, PolicyLine] = {}
+        self._watch = RolloutWatch(point)
         self.statistics = ArmStatistics()
         self.statistics_lock = threading.Lock()
+        self._counted = 0
         self.position = 0
-        self.skipped: Counter[str] = Counter()
-        self._published = -1
-        self._checkpointed = -1
-        self._versioned = -1
-        self._published_at = self._checkpoint_at = self._version_at = self._windows_at = 0.0
+        self._announced_at = self._windows_at = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"learner-{point.name}", daemon=True)
 
@@ -163,31 +132,54 @@ class Learner:
                 return
             self._stop.wait(_RETRY_S)
 
+    @property
+    def skipped(self) -> Counter[str]:
+        """Rows that did not teach the champion, by their reason."""
+        line = self._lines.get(self._plan.champion.variant)
+        return line.skipped if line else Counter()
+
     def _load(self, connection: psycopg.Connection[Any]) -> None:
-        """Start from the newest state there is that belongs to these settings."""
-        policy = make_point_policy(self._point, self._encoder)
-        position = 0
-        row = connection.execute(
-            "SELECT position, state FROM learner_checkpoints WHERE decision_point = %s "
-            "AND lineage = %s",
-            (self._point.name, policy.lineage),
-        ).fetchone()
-        found = None if row is None else (int(row[0]), bytes(row[1]))
-        stored = ledger.head(connection, self._point.name)
-        if found is None and stored:
-            found = self._restore(self._point.name, policy.lineage)
-        if found is not None and found[0] <= stored:
-            try:
-                policy.from_bytes(found[1])
-                position = found[0]
-            except IncompatibleState as error:
-                _LOG.warning("%s: learning anew: %s", self._point.name, error)
-                policy = make_point_policy(self._point, self._encoder)
-        self._policy, self.position = policy, position
-        self._checkpointed = self._versioned = position if position else -1
-        self._published = -1
+        plans.ensure(connection, self._point, time.time())
+        self._lines = {}
+        self._plan = RoutingPlan(self._point.name, 0, PolicyRef(""))
+        self._adopt(connection)
+        self.position = self._counted = self._lines[self._plan.champion.variant].position
         self._rebuild_statistics(connection)
-        _LOG.info("%s: starts at ledger position %d", self._point.name, position)
+
+    def _adopt(self, connection: psycopg.Connection[Any]) -> None:
+        """Follow the plan that is in force now, and announce it."""
+        plan = plans.current(connection, self._point.name)
+        now = time.monotonic()
+        changed = plan.epoch != self._plan.epoch
+        if not changed and now - self._announced_at < _ANNOUNCE_S:
+            return
+        if changed:
+            names = {ref.variant for ref in plan.refs()}
+            self._lines = {name: line for name, line in self._lines.items() if name in names}
+            for name in names - self._lines.keys():
+                point = plans.variant_point(connection, self._point, name)
+                line = PolicyLine(point, name, self._encoder)
+                line.load(connection, self._restore)
+                self._lines[name] = line
+            self._watch.follow(plan)
+            self._plan = plan
+        try:
+            for ref in plan.refs():
+                if ref.pinned is not None:
+                    self._publish_pinned(connection, ref)
+            self._snapshots.publish_plan(plan)
+        except Unavailable as error:
+            _LOG.warning("%s: plan %d waits: %s", self._point.name, plan.epoch, error)
+            return
+        self._announced_at = now
+
+    def _publish_pinned(self, connection: psycopg.Connection[Any], ref: PolicyRef) -> None:
+        state = plans.pinned_state(connection, self._point.name, ref)
+        if state is None or ref.pinned is None:
+            _LOG.error("%s: the state of %s is not there", self._point.name, ref)
+            return
+        line = self._lines[ref.variant]
+        self._snapshots.publish(snapshot_of(line.point, ref, line.policy_of(state), ref.pinned))
 
     def _rebuild_statistics(self, connection: psycopg.Connection[Any]) -> None:
         """Fold the last hour that was already learned, so that statistics survive a restart."""
@@ -199,9 +191,9 @@ class Learner:
         with self.statistics_lock:
             self.statistics = ArmStatistics()
         at = (row[0] if row else 0) - 1
-        while 0 <= at < self.position:
+        while 0 <= at < self._counted:
             rows = ledger.read(connection, self._point.name, at, self._batch)
-            rows = [seen for seen in rows if seen.position <= self.position]
+            rows = [seen for seen in rows if seen.position <= self._counted]
             if not rows:
                 return
             self._count(rows)
@@ -212,18 +204,53 @@ class Learner:
         return self._settings.learner.batch_rewards
 
     def _follow(self, connection: psycopg.Connection[Any]) -> None:
+        rhythm = self._settings.learner
         while not self._stop.is_set():
-            rows = ledger.read(connection, self._point.name, self.position, self._batch)
-            if rows:
-                fold(self._policy, self._encoder.schema_id, rows, self.skipped)
-                self._count(rows)
-                self.position = rows[-1].position
-            self._publish()
-            self._save(connection)
+            self._adopt(connection)
+            busy = self._learn(connection)
+            plan = self._watch.look(connection, self._plan, time.time())
+            if plan is not self._plan:
+                self._adopt(connection)
+            for line in self._lines.values():
+                line.publish(self._snapshots)
+                line.save(connection, rhythm.checkpoint_s)
+                if line.version_due(rhythm.version_rewards, rhythm.version_s):
+                    self._offer(line)
             self._close_windows(connection)
-            if len(rows) < self._batch:
-                self._stop.wait(self._settings.learner.batch_s)
-        self._save(connection, final=True)
+            if not busy:
+                self._stop.wait(rhythm.batch_s)
+        for line in self._lines.values():
+            line.save(connection, rhythm.checkpoint_s, final=True)
+
+    def _learn(self, connection: psycopg.Connection[Any]) -> bool:
+        """Take everybody a mini-batch further; True if somebody is not at the end yet."""
+        read: dict[int, list[ledger.LedgerRow]] = {}
+
+        def after(position: int) -> list[ledger.LedgerRow]:
+            if position not in read:
+                read[position] = ledger.read(connection, self._point.name, position, self._batch)
+            return read[position]
+
+        for line in self._lines.values():
+            line.learn(after(line.position))
+        self.position = self._lines[self._plan.champion.variant].position
+        if rows := after(self._counted):
+            self._count(rows)
+            self._counted = rows[-1].position
+        if self._watch.position is not None and (rows := after(self._watch.position)):
+            self._watch.learn(rows)
+        return any(len(rows) == self._batch for rows in read.values())
+
+    def _offer(self, line: PolicyLine) -> None:
+        """Have a version registered, under the alias of the role that the plan gives it."""
+        aliases = {
+            "champion": self._plan.champion,
+            "challenger": self._plan.challenger,
+            "shadow": self._plan.shadow,
+        }
+        live = PolicyRef(line.variant)
+        alias = next((name for name, ref in aliases.items() if ref == live), None)
+        self._on_version(line.point, line.variant, line.policy.to_bytes(), line.position, alias)
 
     def _count(self, rows: Sequence[ledger.LedgerRow]) -> None:
         models = {arm.id: arm.model for arm in self._point.records()}
@@ -234,49 +261,9 @@ class Learner:
                 except InvalidToken:
                     continue  # `fold` has counted it
                 model = models.get(decision.arm_id)
-                if model is not None:
+                if model is not None and decision.role != SHADOW:
                     # The decision's time, so that a correction cancels exactly what it corrects.
                     self.statistics.update(model, decision.decided_at, row.before, row.after)
-
-    def _publish(self) -> None:
-        now = time.monotonic()
-        if self._published == self.position and now - self._published_at < _REPUBLISH_S:
-            return
-        snapshot = Snapshot(
-            self._point.name,
-            self._policy.lineage,
-            self.position,
-            self._policy.snapshot(),
-            os.getpid(),
-            time.time(),
-        )
-        try:
-            self._snapshots.publish(snapshot)
-        except Unavailable as error:
-            _LOG.warning("%s: snapshot %d waits: %s", self._point.name, self.position, error)
-            return
-        self._published, self._published_at = self.position, now
-
-    def _save(self, connection: psycopg.Connection[Any], final: bool = False) -> None:
-        now = time.monotonic()
-        rhythm = self._settings.learner
-        due = final or now - self._checkpoint_at >= rhythm.checkpoint_s
-        if due and self.position != self._checkpointed:
-            state = self._policy.to_bytes()
-            connection.execute(
-                "INSERT INTO learner_checkpoints VALUES (%s, %s, %s, %s, now()) ON CONFLICT "
-                "(decision_point) DO UPDATE SET lineage = excluded.lineage, position = "
-                "excluded.position, state = excluded.state, saved_at = excluded.saved_at",
-                (self._point.name, self._policy.lineage, self.position, state),
-            )
-            self._checkpointed = self.position
-            self._checkpoint_at = now
-        learned = self.position - self._versioned
-        late = learned > 0 and now - self._version_at >= rhythm.version_s
-        if self._versioned < 0 or learned >= rhythm.version_rewards or late:
-            self._on_version(self._point, self._policy.to_bytes(), self.position)
-            self._versioned = self.position
-            self._version_at = now
 
     def _close_windows(self, connection: psycopg.Connection[Any]) -> None:
         default = self._point.default_quality

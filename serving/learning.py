@@ -16,8 +16,9 @@ from optimizer.errors import Unavailable
 from optimizer.settings import DecisionPoint, Settings
 from registry.description import PolicyDescription
 from registry.versions import PolicyRegistry
-from serving.learner import Checkpoint, Learner
+from serving.learner import Learner
 from serving.live_point import make_encoder
+from serving.policy_line import Checkpoint
 
 __all__ = ["Learning"]
 
@@ -28,7 +29,8 @@ _PUSH_UNCHANGED_S = 5.0
 _LOG_EVERY_S = 10.0
 _REGISTRY_RETRY_S = 5.0
 
-_Version = tuple[DecisionPoint, bytes, int]
+_Version = tuple[DecisionPoint, str, bytes, int, str | None]
+"""Settings, variant, state, ledger position, alias."""
 
 
 class Learning:
@@ -73,8 +75,10 @@ class Learning:
         for learner in self._learners.values():
             learner.close()
 
-    def _offer_version(self, point: DecisionPoint, state: bytes, position: int) -> None:
-        self._versions.put((point, state, position))
+    def _offer_version(
+        self, point: DecisionPoint, variant: str, state: bytes, position: int, alias: str | None
+    ) -> None:
+        self._versions.put((point, variant, state, position, alias))
 
     def _champion(self, name: str, lineage: str) -> Checkpoint | None:
         """The registered champion, for a start without a checkpoint in PostgreSQL."""
@@ -88,30 +92,29 @@ class Learning:
         return champion.position, champion.state
 
     def _register_versions(self) -> None:
-        """Register the newest version of each decision point; keep trying while MLflow is away."""
+        """Register the newest version of each policy; keep trying while MLflow is away."""
         registry: PolicyRegistry | None = None
-        waiting: dict[str, _Version] = {}
+        waiting: dict[tuple[str, str], _Version] = {}
         while not self._stop.is_set():
             try:
                 version = self._versions.get(timeout=_REGISTRY_RETRY_S if waiting else 1.0)
-                waiting[version[0].name] = version
+                waiting[version[0].name, version[1]] = version
                 continue
             except queue.Empty:
                 pass
-            for name, (point, state, position) in list(waiting.items()):
+            for key, version in list(waiting.items()):
                 try:
                     registry = registry or PolicyRegistry(self._settings.mlflow_address)
-                    self._register(registry, point, state, position)
-                    del waiting[name]
+                    self._register(registry, version)
+                    del waiting[key]
                 except Unavailable as error:
-                    _LOG.info("%s: version %d waits: %s", name, position, error)
+                    _LOG.info("version %s of %s waits: %s", key[1], key[0], error)
                 except Exception:
-                    _LOG.exception("%s: version %d is not registered", name, position)
-                    del waiting[name]
+                    _LOG.exception("version %s of %s is not registered", key[1], key[0])
+                    del waiting[key]
 
-    def _register(
-        self, registry: PolicyRegistry, point: DecisionPoint, state: bytes, position: int
-    ) -> None:
+    def _register(self, registry: PolicyRegistry, version: _Version) -> None:
+        point, variant, state, position, alias = version
         learner = self._learners[point.name]
         with learner.statistics_lock:
             recent = learner.statistics.values(time.time())

@@ -55,12 +55,14 @@ CREATE TABLE IF NOT EXISTS decision_counts (
     decision_point text PRIMARY KEY,
     decisions bigint NOT NULL
 );
-CREATE TABLE IF NOT EXISTS learner_checkpoints (
-    decision_point text PRIMARY KEY,
+CREATE TABLE IF NOT EXISTS policy_checkpoints (
+    decision_point text NOT NULL,
+    variant text NOT NULL,
     lineage text NOT NULL,
     position bigint NOT NULL,
     state bytea NOT NULL,
-    saved_at timestamptz NOT NULL DEFAULT now()
+    saved_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (decision_point, variant)
 );
 """
 _TABLES_LOCK = 0x6C6C6D6F7074
@@ -108,7 +110,7 @@ class LedgerRow:
 
 def create_tables(connection: psycopg.Connection[Any]) -> None:
     """Create what is missing; safe when several processes start at once."""
-    row = connection.execute("SELECT to_regclass('learner_checkpoints')").fetchone()
+    row = connection.execute("SELECT to_regclass('policy_checkpoints')").fetchone()
     if row is not None and row[0] is not None:  # the last of them: all are there
         return
     with connection.transaction():
@@ -262,8 +264,8 @@ def close_windows(
     """
     rows = connection.execute(
         "SELECT decision_id, token FROM decisions d WHERE decision_point = %s AND decided_at < %s "
-        "AND role <> 'fallback' AND NOT EXISTS (SELECT FROM rewards r WHERE r.decision_id = "
-        "d.decision_id) ORDER BY decided_at LIMIT %s",
+        "AND role NOT IN ('fallback', 'shadow') AND NOT EXISTS (SELECT FROM rewards r WHERE "
+        "r.decision_id = d.decision_id) ORDER BY decided_at LIMIT %s",
         (decision_point, older_than, limit),
     ).fetchall()
     events = [

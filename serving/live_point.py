@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from random import random
+from typing import NamedTuple
 
 import msgspec
 
 from feature_repo.embedding import Embedder
-from optimizer.errors import IncompatibleState, UnknownName
+from optimizer.errors import UnknownName
 from optimizer.features import FeatureEncoder, pack
-from optimizer.policies import Policy, draw_many, make_policy
+from optimizer.policies import Policy, draw_many
 from optimizer.records import Matrix
 from optimizer.settings import DecisionPoint
 from serving.decision_log import LoggedDecisions
+from serving.routes import Routes, Serving, Shelf, place
 from serving.schema import DecisionBody, DecisionRequest
-from serving.snapshots import Snapshot
 from serving.tokens import (
+    CHALLENGER,
     CHAMPION,
     CONTROL,
+    EXPERIMENT,
     FALLBACK,
     ROLES,
+    SHADOW,
     TokenBatch,
     TokenSigner,
     token_text,
 )
 
-__all__ = ["LivePoint", "make_encoder", "make_point_policy"]
+__all__ = ["LivePoint", "make_encoder"]
 
 _LOG = logging.getLogger(__name__)
-_HASH_RANGE = float(2**64)
-_IS_FALLBACK = {CHAMPION: b"false", CONTROL: b"false", FALLBACK: b"true"}
+_ID_BYTES = 16
 
 Request = DecisionBody | DecisionRequest
 
@@ -44,17 +48,14 @@ def make_encoder(point: DecisionPoint, embedder: Embedder) -> FeatureEncoder:
     return FeatureEncoder(point.tasks, embedder.size)
 
 
-def make_point_policy(point: DecisionPoint, encoder: FeatureEncoder) -> Policy:
-    """A policy of the decision point that has learned nothing yet."""
-    return make_policy(
-        point.policy,
-        point.records(),
-        encoder.size,
-        point.objective(),
-        static_arm=point.static_index,
-        schema_id=encoder.schema_id,
-        groups=encoder.groups,
-    )
+class _Drawn(NamedTuple):
+    """Decisions made together, as columns."""
+
+    roles: list[int]
+    arms: list[int]
+    propensities: list[float]
+    versions: list[int]
+    units: list[bytes | None]
 
 
 class LivePoint:
@@ -73,8 +74,8 @@ class LivePoint:
 
     Attributes
     ----------
-    snapshot, snapshot_at
-        What decides now, and since when (Unix seconds).
+    shelf
+        Its policies and its plan.
     """
 
     def __init__(
@@ -86,8 +87,7 @@ class LivePoint:
     ) -> None:
         self.point = point
         self.encoder = make_encoder(point, embedder)
-        self.snapshot: Snapshot | None = None
-        self.snapshot_at = 0.0
+        self.shelf = Shelf(point, self.encoder)
         self.used_at = 0.0
         """Time of the last decision, Unix seconds."""
         self.set_aside: tuple[int, ...] = ()
@@ -95,7 +95,6 @@ class LivePoint:
         self.counts = [0] * len(ROLES)
         self.arm_counts = [0] * len(point.arms)
         self.propensity_sum = 0.0
-        self._serving: tuple[Policy | None, int] = (None, 0)
         self._embed = embedder.embed
         self._signer = signer
         self._log = log
@@ -121,30 +120,9 @@ class LivePoint:
 
     @property
     def policy(self) -> Policy | None:
-        """The policy that decides now, None before the first snapshot."""
-        return self._serving[0]
-
-    def take(self, snapshot: Snapshot) -> bool:
-        """Swap to a snapshot; False if it is older than the one in use or of other settings."""
-        current = self.snapshot
-        if current is not None and snapshot.position <= current.position:
-            return False
-        policy = make_point_policy(self.point, self.encoder)
-        if snapshot.lineage != policy.lineage:
-            _LOG.info("%s: snapshot of other settings is left alone", self.point.name)
-            return False
-        try:
-            policy.use_snapshot(snapshot.state)
-        except IncompatibleState as error:
-            _LOG.error("%s: snapshot refused: %s", self.point.name, error)
-            return False
-        self.snapshot, self.snapshot_at = snapshot, time.time()
-        self._serving = (policy, snapshot.position)
-        return True
-
-    def release(self) -> None:
-        """Give back the memory of the policy; the static rule decides until the next `take`."""
-        self.snapshot, self._serving = None, (None, 0)
+        """The champion that decides now, None before its first snapshot."""
+        champion = self.shelf.routes.champion
+        return champion.policy if champion else None
 
     def decide(self, requests: Sequence[Request]) -> list[bytes | UnknownName]:
         """Decisions, each as the JSON that is sent back, or what is wrong with a request.
@@ -156,14 +134,14 @@ class LivePoint:
         fitting: list[Request] = []
         allowed: list[list[int] | None] = []
         refused: dict[int, UnknownName] = {}
-        for place, request in enumerate(requests):
+        for row, request in enumerate(requests):
             try:
                 allowed.append(self._indices(request.candidates))
                 fitting.append(request)
             except UnknownName as error:
-                refused[place] = error
+                refused[row] = error
         decided = iter(self._decide(fitting, allowed) if fitting else ())
-        return [refused.get(place) or next(decided) for place in range(len(requests))]
+        return [refused.get(row) or next(decided) for row in range(len(requests))]
 
     def _decide(self, requests: Sequence[Request], allowed: list[list[int] | None]) -> list[bytes]:
         self.used_at = now = time.time()
@@ -171,26 +149,26 @@ class LivePoint:
         embed = self._embed
         embeddings = [embed(one.prompt) if one.prompt else None for one in contexts]
         features = self.encoder.encode_many(contexts, embeddings, now)
-        policy, version = self._serving
-        roles, arms, propensities = self._choose(policy, features, requests, allowed)
-        records = self._arms
-        tokens = self._signer.sign_many(
-            TokenBatch(self.point.name, self.encoder.schema_id, version, now, pack(features)),
-            roles,
-            [records[arm].id for arm in arms],
-            propensities,
+        routes = self.shelf.routes
+        drawn = self._choose(routes, features, requests, allowed)
+        ids = os.urandom(_ID_BYTES * len(requests))
+        batch = TokenBatch(
+            self.point.name, self.encoder.schema_id, now, pack(features), routes.plan.epoch
         )
-        for role, count in Counter(roles).items():
+        tokens = self._sign(batch, drawn, ids)
+        for role, count in Counter(drawn.roles).items():
             self.counts[role] += count
-        for arm, count in Counter(arms).items():
+        for arm, count in Counter(drawn.arms).items():
             self.arm_counts[arm] += count
-        self.propensity_sum += sum(propensities)
-        models = [self._models[arm] for arm in arms]
-        self._log(LoggedDecisions(self.point.name, models, roles, tokens))
+        self.propensity_sum += sum(drawn.propensities)
+        self._log_drawn(drawn, tokens)
+        if routes.shadow is not None:
+            self._follow_shadow(routes.shadow, batch, drawn, ids, features, allowed)
         # Within a batch few answers differ in more than their token.
         ends: dict[tuple[int, float, int], bytes] = {}
         answers = []
-        for token, end in zip(tokens, zip(arms, propensities, roles, strict=True), strict=True):
+        keys = zip(drawn.arms, drawn.propensities, drawn.roles, strict=True)
+        for token, end, version in zip(tokens, keys, drawn.versions, strict=True):
             text = ends.get(end)
             if text is None:
                 arm, propensity, role = end
@@ -198,39 +176,137 @@ class LivePoint:
                     self._fragments[arm],
                     propensity,
                     version,
-                    _IS_FALLBACK[role],
+                    b"true" if role == FALLBACK else b"false",
                 )
             answers.append(b'{"decision_id":"%s%s' % (token_text(token), text))
         return answers
 
+    def _sign(self, batch: TokenBatch, drawn: _Drawn, ids: bytes) -> list[bytes]:
+        arms = self._arms
+        return self._signer.sign_many(
+            batch,
+            drawn.roles,
+            [arms[arm].id for arm in drawn.arms],
+            drawn.propensities,
+            drawn.versions,
+            drawn.units,
+            ids,
+        )
+
+    def _log_drawn(self, drawn: _Drawn, tokens: list[bytes]) -> None:
+        models = [self._models[arm] for arm in drawn.arms]
+        self._log(LoggedDecisions(self.point.name, models, drawn.roles, tokens))
+
     def _choose(
         self,
-        policy: Policy | None,
+        routes: Routes,
         features: Matrix,
         requests: Sequence[Request],
         allowed: list[list[int] | None],
-    ) -> tuple[list[int], list[int], list[float]]:
-        """Role, arm and propensity of each."""
+    ) -> _Drawn:
         number = len(requests)
         uniform = [random() for _ in requests]
-        roles = [CHAMPION] * number
-        chosen = None
-        if policy is not None:
-            try:
-                chosen = self._by_policy(policy, features, uniform, allowed)
-            except Exception:
-                _LOG.exception("%s: the policy raised, the static rule decides", self.point.name)
-        if chosen is None:
-            roles = [FALLBACK] * number
-            chosen = [self._static(among) for among in allowed], [1.0] * number
-        arms, propensities = chosen
+        units: list[bytes | None] = [None] * number
+        roles, arms, propensities, versions = self._by(
+            routes.champion, CHAMPION, features, uniform, allowed
+        )
+        drawn = _Drawn(roles, arms, propensities, versions, units)
+        share, control_share = routes.share, self._control_share
+        challenged: list[int] = []
         for row, request in enumerate(requests):
             unit_id = request.unit_id
-            if (random() if unit_id is None else self._place(unit_id)) < self._control_share:
+            if unit_id is None:
+                at = random()
+            else:
+                unit = units[row] = self._hash(unit_id, self._salt)
+                at = place(unit)
+            if at < control_share:
                 among = allowed[row] or self._all
                 roles[row], propensities[row] = CONTROL, 1.0 / len(among)
                 arms[row] = among[int(uniform[row] * len(among))]
-        return roles, arms, propensities
+            elif routes.assigner is not None and self._experiment(
+                routes, row, request, features, uniform[row], allowed[row], drawn
+            ):
+                continue
+            elif share and share > (
+                random() if unit_id is None else place(self._hash(unit_id, routes.salt))
+            ):
+                challenged.append(row)
+        if challenged:
+            columns = self._by(
+                routes.challenger,
+                CHALLENGER,
+                features[challenged],
+                [uniform[row] for row in challenged],
+                [allowed[row] for row in challenged],
+            )
+            for row, values in zip(challenged, zip(*columns, strict=True), strict=True):
+                roles[row], arms[row], propensities[row], versions[row] = values
+        return drawn
+
+    def _experiment(
+        self,
+        routes: Routes,
+        row: int,
+        request: Request,
+        features: Matrix,
+        uniform: float,
+        allowed: list[int] | None,
+        drawn: _Drawn,
+    ) -> bool:
+        """Decide by an experiment; False if the request is in none, or may not have its arms."""
+        assert routes.assigner is not None
+        assigned = routes.assigner.variant(request.unit_id, random(), allowed)
+        if assigned is None:
+            return False
+        among, propensity = assigned.arms, assigned.propensity
+        if assigned.variant is None:  # the champion divides the requests
+            if routes.champion is None:
+                return False
+            odds = routes.champion.policy.probabilities(features[row], among, self.set_aside)
+            (arm,), (propensity,) = draw_many(odds[None], [uniform])
+        else:
+            arm = among[int(uniform * len(among))]
+            propensity /= len(among)
+        drawn.roles[row], drawn.arms[row], drawn.propensities[row] = EXPERIMENT, arm, propensity
+        return True
+
+    def _by(
+        self,
+        serving: Serving | None,
+        role: int,
+        features: Matrix,
+        uniform: list[float],
+        allowed: list[list[int] | None],
+    ) -> tuple[list[int], list[int], list[float], list[int]]:
+        """Roles, arms, propensities and versions: of a policy, or of the static rule."""
+        number = len(uniform)
+        if serving is not None:
+            try:
+                arms, propensities = self._by_policy(serving.policy, features, uniform, allowed)
+                return [role] * number, arms, propensities, [serving.version] * number
+            except Exception:
+                _LOG.exception("%s: the policy raised, the static rule decides", self.point.name)
+        static = [self._static(among) for among in allowed]
+        version = serving.version if serving else 0
+        return [FALLBACK] * number, static, [1.0] * number, [version] * number
+
+    def _follow_shadow(
+        self,
+        shadow: Serving,
+        batch: TokenBatch,
+        drawn: _Drawn,
+        ids: bytes,
+        features: Matrix,
+        allowed: list[list[int] | None],
+    ) -> None:
+        """Log what the shadow would have decided, under the ids of what was decided."""
+        uniform = [random() for _ in drawn.arms]
+        roles, arms, propensities, versions = self._by(shadow, SHADOW, features, uniform, allowed)
+        if roles[0] == SHADOW:  # a shadow that raises decides nothing
+            would = _Drawn(roles, arms, propensities, versions, drawn.units)
+            self._log_drawn(would, self._sign(batch, would, ids))
+            self.counts[SHADOW] += len(roles)
 
     def _by_policy(
         self,
@@ -250,10 +326,10 @@ class LivePoint:
         static = self.point.static_index
         return static if allowed is None or static in allowed else allowed[0]
 
-    def _place(self, unit_id: str) -> float:
-        """In [0, 1), always the same for a unit; those below the control's share are control."""
-        digest = hashlib.blake2b(unit_id.encode(), digest_size=8, key=self._salt).digest()
-        return int.from_bytes(digest, "big") / _HASH_RANGE
+    @staticmethod
+    def _hash(unit_id: str, salt: bytes) -> bytes:
+        """Always the same for a unit and a salt: units stay where they are put."""
+        return hashlib.blake2b(unit_id.encode(), digest_size=8, key=salt).digest()
 
     def _indices(self, candidates: Sequence[str] | None) -> list[int] | None:
         if candidates is None:

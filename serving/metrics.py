@@ -125,7 +125,7 @@ class ReplicaMetrics(Collector):
                 arms.add_metric([name, arm.model], count)
             fallbacks.add_metric([name], live.counts[FALLBACK])
             propensity.add_metric([name], live.propensity_sum)
-            if live.snapshot is not None:
-                version.add_metric([name], live.snapshot.position)
-                age.add_metric([name], now - live.snapshot_at)
+            if live.shelf.snapshot is not None:
+                version.add_metric([name], live.shelf.snapshot.position)
+                age.add_metric([name], now - live.shelf.snapshot_at)
         yield from (decisions, arms, fallbacks, propensity, version, age)

@@ -111,7 +111,7 @@ class ReplicaState:
             "name": name,
             "models": [arm.model for arm in live.point.arms],
             "policy": live.point.policy.name,
-            "policy_version": live.snapshot.position if live.snapshot else None,
+            "policy_version": _version(live),
         }
 
     def details(self, name: str) -> dict[str, Any]:
@@ -136,10 +136,10 @@ class ReplicaState:
             raise Unavailable("PostgreSQL") from error
         newest = None
         try:
-            newest = self._snapshots.newest(name)
+            newest = self._snapshots.newest(name, live.shelf.routes.plan.champion)
         except Unavailable as error:
             _LOG.warning("%s", error)
-        newest = newest or live.snapshot
+        newest = newest or live.shelf.snapshot
         known = [
             reward
             for outcome in recent
@@ -158,13 +158,7 @@ class ReplicaState:
                 for index, arm in enumerate(point.arms)
             ],
             "weights": point.weights.model_dump(),
-            "plan": {
-                "champion": {
-                    "policy_version": live.snapshot.position if live.snapshot else None,
-                    "share": 1.0 - point.control_share,
-                },
-                "control": {"share": point.control_share},
-            },
+            "plan": _plan(live),
             "decisions": row[0] if row else 0,
             "rewards": rewards,
             "learned": newest.position if newest else 0,
@@ -183,13 +177,18 @@ class ReplicaState:
 
     def _take_newest(self, names: Iterable[str]) -> None:
         for name in names:
+            shelf = self.points[name].shelf
             try:
-                snapshot = self._snapshots.newest(name)
+                plan = self._snapshots.plan(name)
+                if plan is not None:
+                    shelf.follow(plan)
+                for ref in shelf.lacking():
+                    snapshot = self._snapshots.newest(name, ref)
+                    if snapshot is not None:
+                        shelf.take(snapshot)
             except Unavailable as error:
                 _LOG.warning("no snapshot of %s for now: %s", name, error)
                 return
-            if snapshot is not None:
-                self.points[name].take(snapshot)
 
     def _follow_snapshots(self) -> None:
         """Swap in snapshots as they are announced; look for missed ones now and then."""
@@ -199,7 +198,7 @@ class ReplicaState:
                 return
             wanted = self._wanted()
             for other in self.points.keys() - set(wanted):
-                self.points[other].release()
+                self.points[other].shelf.release()
             if time.monotonic() - looked_at > _LOOK_AGAIN_S:
                 looked_at = time.monotonic()
                 self._take_newest(wanted)
@@ -243,6 +242,46 @@ class ReplicaState:
             and recent.error_rate is not None
             and recent.error_rate > limit
         )
+
+
+def _version(live: LivePoint) -> int | None:
+    snapshot = live.shelf.snapshot
+    return snapshot.position if snapshot else None
+
+
+def _plan(live: LivePoint) -> dict[str, Any]:
+    """Who serves which share of the units here and now."""
+    routes = live.shelf.routes
+    plan, control = routes.plan, live.point.control_share
+    tried = sum(experiment.share for experiment in plan.experiments) * (1.0 - control)
+    rest = 1.0 - control - tried
+    shown: dict[str, Any] = {
+        "epoch": plan.epoch,
+        "champion": {
+            "variant": plan.champion.variant,
+            "pinned": plan.champion.pinned,
+            "policy_version": _version(live),
+            "share": rest * (1.0 - plan.challenger_share),
+        },
+        "control": {"share": control},
+    }
+    if plan.challenger is not None:
+        shown["challenger"] = {
+            "variant": plan.challenger.variant,
+            "policy_version": routes.challenger.version if routes.challenger else None,
+            "share": rest * plan.challenger_share,
+            "since": plan.stage_at,
+        }
+    if plan.shadow is not None:
+        shown["shadow"] = {
+            "variant": plan.shadow.variant,
+            "policy_version": routes.shadow.version if routes.shadow else None,
+        }
+    if plan.experiments:
+        shown["experiments"] = {
+            one.experiment_id: {"share": one.share * (1.0 - control)} for one in plan.experiments
+        }
+    return shown
 
 
 def _resident_bytes() -> float:

@@ -1,7 +1,8 @@
-"""Policy snapshots on their way from the learner to every replica, through Valkey.
+"""Policy snapshots and routing plans on their way to every replica, through Valkey.
 
-The newest snapshot of a decision point is a key, so that a replica that starts finds it; a message
-on a channel tells running replicas that it changed.
+The newest plan of a decision point is a key, and so is the newest snapshot of each policy that it
+names, so that a replica that starts finds them; a message on a channel tells running replicas that
+something changed.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import msgspec
 import redis
 
 from optimizer.errors import Unavailable
+from optimizer.policies.names import PolicySettings
+from optimizer.rollout import PolicyRef, RoutingPlan
 
-__all__ = ["Snapshot", "SnapshotStore"]
+__all__ = ["FIRST", "Snapshot", "SnapshotStore"]
 
 _LOG = logging.getLogger(__name__)
 _CHANNEL = "llmopt:snapshots"
+
+FIRST = PolicyRef("1.0")
+"""The policy that a decision point starts with."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -33,6 +39,10 @@ class Snapshot(msgspec.Struct, frozen=True):
         Process id of the learner that made it.
     published_at
         Unix time in seconds.
+    ref
+        Which policy of the decision point.
+    policy
+        Its settings as JSON; those of the decision point if empty.
     """
 
     decision_point: str
@@ -41,6 +51,12 @@ class Snapshot(msgspec.Struct, frozen=True):
     state: bytes
     learner_pid: int
     published_at: float
+    ref: PolicyRef = FIRST
+    policy: str = ""
+
+    def settings(self) -> PolicySettings | None:
+        """The settings that it carries."""
+        return PolicySettings.model_validate_json(self.policy) if self.policy else None
 
 
 class SnapshotStore:
@@ -72,30 +88,62 @@ class SnapshotStore:
         Unavailable
             If Valkey is away.
         """
-        try:
-            pipe = self._client.pipeline(transaction=True)
-            pipe.set(_key(snapshot.decision_point), msgspec.msgpack.encode(snapshot))
-            pipe.publish(_CHANNEL, snapshot.decision_point)
-            pipe.execute()
-        except (redis.RedisError, OSError) as error:
-            raise Unavailable("Valkey") from error
+        self._put(
+            _key(snapshot.decision_point, snapshot.ref),
+            msgspec.msgpack.encode(snapshot),
+            snapshot.decision_point,
+        )
 
-    def newest(self, decision_point: str) -> Snapshot | None:
-        """The newest snapshot, or None if there is none yet.
+    def publish_plan(self, plan: RoutingPlan) -> None:
+        """Make this the plan and tell every replica.
 
         Raises
         ------
         Unavailable
             If Valkey is away.
         """
-        try:
-            data = self._client.get(_key(decision_point))
-        except (redis.RedisError, OSError) as error:
-            raise Unavailable("Valkey") from error
+        self._put(_plan_key(plan.decision_point), msgspec.msgpack.encode(plan), plan.decision_point)
+
+    def newest(self, decision_point: str, ref: PolicyRef = FIRST) -> Snapshot | None:
+        """The newest snapshot of a policy, or None if there is none yet.
+
+        Raises
+        ------
+        Unavailable
+            If Valkey is away.
+        """
+        data = self._get(_key(decision_point, ref))
         return None if data is None else msgspec.msgpack.decode(data, type=Snapshot)
 
+    def plan(self, decision_point: str) -> RoutingPlan | None:
+        """The plan, or None if there is none yet.
+
+        Raises
+        ------
+        Unavailable
+            If Valkey is away.
+        """
+        data = self._get(_plan_key(decision_point))
+        return None if data is None else msgspec.msgpack.decode(data, type=RoutingPlan)
+
+    def _put(self, key: str, value: bytes, decision_point: str) -> None:
+        try:
+            pipe = self._client.pipeline(transaction=True)
+            pipe.set(key, value)
+            pipe.publish(_CHANNEL, decision_point)
+            pipe.execute()
+        except (redis.RedisError, OSError) as error:
+            raise Unavailable("Valkey") from error
+
+    def _get(self, key: str) -> bytes | None:
+        try:
+            value: bytes | None = self._client.get(key)
+        except (redis.RedisError, OSError) as error:
+            raise Unavailable("Valkey") from error
+        return value
+
     def changes(self, poll_s: float) -> Iterator[str | None]:
-        """Names of decision points as their snapshots change; None after ``poll_s`` without one.
+        """Names of decision points as something of theirs changes; None after ``poll_s`` without.
 
         Never ends. While Valkey is away it yields None, so that the caller can go on looking.
         """
@@ -113,5 +161,10 @@ class SnapshotStore:
                 yield None
 
 
-def _key(decision_point: str) -> str:
-    return f"llmopt:snapshot:{decision_point}"
+def _key(decision_point: str, ref: PolicyRef) -> str:
+    pinned = "" if ref.pinned is None else f"@{ref.pinned}"
+    return f"llmopt:snapshot:{decision_point}:{ref.variant}{pinned}"
+
+
+def _plan_key(decision_point: str) -> str:
+    return f"llmopt:plan:{decision_point}"

@@ -5,13 +5,13 @@ replica can take the reward, and it may come after any delay.
 
 Layout before base64url, big-endian: format (1 byte), role (1), decision id (16), time in Unix
 seconds (8, float), arm id (8), propensity (8, float), policy version (8), feature schema (4),
-length of the name (1), number of features (2), name, features (2 bytes each, little-endian
-float16), and the first 16 bytes of an HMAC-SHA256 over everything before.
+length of the name (1), number of features (2), epoch of the routing plan (4), hash of the unit (8),
+name, features (2 bytes each, little-endian float16), and the first 16 bytes of an HMAC-SHA256 over
+everything before. Format 1, which is still read, has neither epoch nor unit.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from base64 import urlsafe_b64decode
 from binascii import b2a_base64
@@ -30,12 +30,16 @@ if TYPE_CHECKING:
     _Mac = tuple[_Hash, _Hash]
 
 __all__ = [
+    "CHALLENGER",
     "CHAMPION",
     "CONTROL",
+    "EXPERIMENT",
     "FALLBACK",
     "ID_AT",
     "PROPENSITY_AT",
     "ROLES",
+    "SHADOW",
+    "TEACHERS",
     "TIME_AT",
     "VERSION_AT",
     "Decision",
@@ -44,9 +48,13 @@ __all__ = [
     "token_text",
 ]
 
-CHAMPION, CONTROL, FALLBACK = 0, 1, 2
-ROLES = ("champion", "control", "fallback")
-"""Who decided: the policy, the uniform control, or the static rule (which does not teach)."""
+CHAMPION, CONTROL, FALLBACK, CHALLENGER, EXPERIMENT, SHADOW = range(6)
+ROLES = ("champion", "control", "fallback", "challenger", "experiment", "shadow")
+"""Who decided: a policy, the uniform control, the static rule, an experiment's allocation, or a
+shadow, whose decisions are logged and never handed out."""
+
+TEACHERS = frozenset((CHAMPION, CONTROL, CHALLENGER, EXPERIMENT))
+"""Roles whose outcomes teach: their arms were drawn with the propensity that the token tells."""
 
 ID_AT, TIME_AT, PROPENSITY_AT, VERSION_AT = (
     slice(2, 18),
@@ -56,8 +64,10 @@ ID_AT, TIME_AT, PROPENSITY_AT, VERSION_AT = (
 )
 """Where tokens hold what the decision log has columns for, as PostgreSQL takes it in binary."""
 
-_HEADER = struct.Struct(">BB16sd8sdQIBH")
-_FORMAT = 1
+_FORMAT = 2
+_HEADERS = {1: struct.Struct(">BB16sd8sdQIBH"), _FORMAT: struct.Struct(">BB16sd8sdQIBHI8s")}
+_HEADER = _HEADERS[_FORMAT]
+_SHORTEST = _HEADERS[1].size
 _MAC_BYTES = 16
 _ID_BYTES = 16
 _MINIMUM_KEY_BYTES = 16
@@ -86,6 +96,10 @@ class Decision(Struct, frozen=True, gc=False):
         Names the layout of the features.
     features
         Little-endian float16.
+    epoch
+        Of the routing plan; 0 in a token without one.
+    unit
+        8 bytes, the same for all decisions of one unit at this decision point.
     """
 
     role: int
@@ -97,6 +111,8 @@ class Decision(Struct, frozen=True, gc=False):
     schema_id: int
     decision_point: str
     features: bytes
+    epoch: int = 0
+    unit: bytes = bytes(8)
 
 
 class TokenBatch(NamedTuple):
@@ -107,9 +123,9 @@ class TokenBatch(NamedTuple):
 
     decision_point: str
     schema_id: int
-    policy_version: int
     decided_at: float
     features: bytes
+    epoch: int
 
 
 class TokenSigner:
@@ -148,6 +164,8 @@ class TokenSigner:
             decision.schema_id,
             len(name),
             len(decision.features) // 2,
+            decision.epoch,
+            decision.unit,
         )
         content = header + name + decision.features
         raw = content + _mac(self._macs[0], content)
@@ -159,18 +177,31 @@ class TokenSigner:
         roles: Sequence[int],
         arm_ids: Sequence[bytes],
         propensities: Sequence[float],
+        versions: Sequence[int],
+        units: Sequence[bytes | None],
+        ids: bytes,
     ) -> list[bytes]:
-        """The tokens of decisions made together, as stored; each gets a random id."""
+        """The tokens of decisions made together, as stored.
+
+        Parameters
+        ----------
+        batch
+            What they have in common.
+        roles, arm_ids, propensities, versions
+            Of each, see `Decision`.
+        units
+            Of each, None where a decision is a unit of its own.
+        ids
+            16 random bytes for each, one after another.
+        """
         number, name, packed = len(roles), batch.decision_point.encode(), batch.features
         width = len(packed) // number
-        ids = os.urandom(_ID_BYTES * number)
         mac, pack = self._macs[0], _HEADER.pack
-        at, version, schema_id = batch.decided_at, batch.policy_version, batch.schema_id
-        size, features = len(name), width // 2
+        at, schema_id = batch.decided_at, batch.schema_id
+        size, features, epoch = len(name), width // 2, batch.epoch
         tokens = []
-        for row, (role, arm_id, propensity) in enumerate(
-            zip(roles, arm_ids, propensities, strict=True)
-        ):
+        columns = zip(roles, arm_ids, propensities, versions, units, strict=True)
+        for row, (role, arm_id, propensity, version, unit) in enumerate(columns):
             decision_id = ids[_ID_BYTES * row : _ID_BYTES * (row + 1)]
             content = b"%s%s%s" % (
                 pack(
@@ -184,6 +215,8 @@ class TokenSigner:
                     schema_id,
                     size,
                     features,
+                    epoch,
+                    unit or decision_id[:8],
                 ),
                 name,
                 packed[width * row : width * (row + 1)],
@@ -203,7 +236,7 @@ class TokenSigner:
             raw = urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
         except (ValueError, UnicodeEncodeError):
             raise _refuse(token, "it is not base64url; send the decision_id unchanged") from None
-        if len(raw) < _HEADER.size + _MAC_BYTES:
+        if len(raw) < _SHORTEST + _MAC_BYTES:
             raise _refuse(token, "it is truncated; send the whole decision_id")
         content, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
         if not any(compare_digest(_mac(prepared, content), mac) for prepared in self._macs):
@@ -226,11 +259,23 @@ def parse(raw: bytes) -> Decision:
     InvalidToken
         If the format is one this version does not know.
     """
-    header = _HEADER.unpack_from(raw)
-    format_, role, decision_id, decided_at, arm_id, propensity, version, schema, length, _ = header
-    if format_ != _FORMAT:
-        raise _refuse(raw.hex()[:16], f"its format is {format_}, this version reads {_FORMAT}")
-    name_end = _HEADER.size + length
+    header = _HEADERS.get(raw[0])
+    if header is None:
+        raise _refuse(raw.hex()[:16], f"its format is {raw[0]}, this version reads {_FORMAT}")
+    (
+        _,
+        role,
+        decision_id,
+        decided_at,
+        arm_id,
+        propensity,
+        version,
+        schema,
+        length,
+        _,
+        *rest,
+    ) = header.unpack_from(raw)
+    name_end = header.size + length
     return Decision(
         role,
         decision_id,
@@ -239,8 +284,9 @@ def parse(raw: bytes) -> Decision:
         propensity,
         version,
         schema,
-        raw[_HEADER.size : name_end].decode(),
+        raw[header.size : name_end].decode(),
         raw[name_end:-_MAC_BYTES],
+        *rest,
     )
 
 

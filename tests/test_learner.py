@@ -14,8 +14,10 @@ from optimizer.features import pack
 from optimizer.records import Outcome
 from optimizer.settings import Settings
 from serving import ledger
-from serving.learner import Learner, fold
-from serving.live_point import make_encoder, make_point_policy
+from serving.learner import Learner
+from serving.live_point import make_encoder
+from serving.policy_line import fold
+from serving.routes import make_point_policy
 from serving.snapshots import Snapshot, SnapshotStore
 from serving.tokens import CHAMPION, FALLBACK, Decision, TokenSigner
 
@@ -90,7 +92,9 @@ def wait_for_position(platform: Settings, position: int) -> Snapshot:
 def checkpoint(platform: Settings) -> bytes:
     """The state that a learner that was closed has left."""
     with psycopg.connect(platform.postgres_dsn()) as connection:
-        row = connection.execute("SELECT state FROM learner_checkpoints").fetchone()
+        row = connection.execute(
+            "SELECT state FROM policy_checkpoints ORDER BY saved_at DESC"
+        ).fetchone()
     assert row is not None
     return bytes(row[0])
 
@@ -198,7 +202,7 @@ def test_without_a_checkpoint_it_goes_on_from_the_registry(platform) -> None:
         full = wait_for_position(platform, ledger.head(connection, "chat"))
         first.close()
         full_state = checkpoint(platform)
-        connection.execute("DELETE FROM learner_checkpoints")
+        connection.execute("DELETE FROM policy_checkpoints")
         connection.execute("DELETE FROM rewards WHERE position <= %s", (early.position,))
     clear(platform)
     champions = {(point.name, early.lineage): (early.position, early_state)}
@@ -212,7 +216,7 @@ def test_without_a_checkpoint_it_goes_on_from_the_registry(platform) -> None:
 
 
 def test_a_valkey_that_lost_its_data_gets_the_snapshot_again(platform, monkeypatch) -> None:
-    monkeypatch.setattr("serving.learner._REPUBLISH_S", 0.2)
+    monkeypatch.setattr("serving.policy_line._REPUBLISH_S", 0.2)
     learner = Learner(platform, platform.decision_points[0], EMBEDDER)
     learner.start()
     wait_for_position(platform, 0)

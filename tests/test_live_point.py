@@ -15,8 +15,9 @@ from optimizer.features import unpack
 from optimizer.records import Context, Observation, Outcome
 from optimizer.settings import DecisionPoint, Settings
 from serving.decision_log import LoggedDecisions
-from serving.live_point import LivePoint, Request, make_point_policy
+from serving.live_point import LivePoint, Request
 from serving.replica_state import ReplicaState
+from serving.routes import make_point_policy
 from serving.schema import read_decision
 from serving.snapshots import Snapshot, SnapshotStore
 from serving.tokens import CHAMPION, CONTROL, FALLBACK, TokenSigner
@@ -73,7 +74,7 @@ def decided(live: LivePoint, requests: list[Request]) -> list[dict[str, Any]]:
 
 
 def test_each_request_gets_its_own_answer(live, logged) -> None:
-    live.take(learned(live))
+    live.shelf.take(learned(live))
     found = live.decide(
         [
             request(context={"task": "x"}),
@@ -108,14 +109,14 @@ def test_each_request_gets_its_own_answer(live, logged) -> None:
 @pytest.mark.parametrize("together", [1, 7, 300])
 def test_propensities_are_the_frequencies(live, together: int) -> None:
     """Whether made one by one or together; control and policy each by their own."""
-    live.take(learned(live, 24))
+    live.shelf.take(learned(live, 24))
     number = 4200
     requests = [request(context={"task": "x"})] * together
     answers = [one for _ in range(number // together) for one in decided(live, requests)]
     tokens = [SIGNER.verify(answer["decision_id"])[1] for answer in answers]
     roles = Counter(token.role for token in tokens)
     assert roles[CONTROL] / number == pytest.approx(0.25, abs=0.04)
-    assert live.counts == [roles[CHAMPION], roles[CONTROL], 0]
+    assert live.counts == [roles[CHAMPION], roles[CONTROL], 0, 0, 0, 0]
     policy = live.policy
     assert policy is not None
     for role in (CHAMPION, CONTROL):
@@ -132,7 +133,7 @@ def test_propensities_are_the_frequencies(live, together: int) -> None:
 
 
 def test_if_the_policy_raises_the_static_rule_decides_and_control_goes_on(live, caplog) -> None:
-    live.take(learned(live))
+    live.shelf.take(learned(live))
     assert live.policy is not None
     live.policy.outcome_model = None  # type: ignore[assignment]
     answers = decided(live, [request(unit_id=str(number)) for number in range(200)])
@@ -143,7 +144,7 @@ def test_if_the_policy_raises_the_static_rule_decides_and_control_goes_on(live, 
 
 
 def test_arms_set_aside_are_left_to_control_and_floor(live) -> None:
-    live.take(learned(live))
+    live.shelf.take(learned(live))
     live.set_aside = (1,)
     answers = decided(live, [request(context={"task": "x"})] * 400)
     champion = [one for one in answers if SIGNER.verify(one["decision_id"])[1].role == CHAMPION]

@@ -25,8 +25,9 @@ from optimizer.settings import Settings
 from serving import ledger
 from serving.decision_log import DecisionLog, LoggedDecisions
 from serving.learner import fold
-from serving.live_point import make_encoder, make_point_policy
+from serving.live_point import make_encoder
 from serving.logged import learned_until, read_log
+from serving.routes import make_point_policy
 from serving.tokens import CHAMPION, CONTROL, FALLBACK, Decision, TokenSigner
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")

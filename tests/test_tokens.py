@@ -26,7 +26,7 @@ DECISION = Decision(0, bytes(range(16)), 1.5e9, b"armarmar", 0.25, 7, 42, "chat"
 @given(
     st.builds(
         Decision,
-        role=st.integers(0, 2),
+        role=st.integers(0, 5),
         decision_id=st.binary(min_size=16, max_size=16),
         decided_at=st.floats(0, 4e9),
         arm_id=st.binary(min_size=8, max_size=8),
@@ -35,12 +35,24 @@ DECISION = Decision(0, bytes(range(16)), 1.5e9, b"armarmar", 0.25, 7, 42, "chat"
         schema_id=st.integers(0, 2**32 - 1),
         decision_point=st.text(min_size=1, max_size=60).filter(lambda s: len(s.encode()) < 256),
         features=st.binary(max_size=64).map(lambda b: b[: len(b) // 2 * 2]),
+        epoch=st.integers(0, 2**32 - 1),
+        unit=st.binary(min_size=8, max_size=8),
     )
 )
 def test_a_token_carries_its_decision_exactly(decision: Decision) -> None:
     signer = TokenSigner([KEY])
     raw, token = signer.sign(decision)
     assert signer.verify(token) == (raw, decision)
+
+
+def test_a_token_of_the_first_format_is_still_read() -> None:
+    """As it was made before tokens told epoch and unit."""
+    content = struct.pack(
+        ">BB16sd8sdQIBH", 1, 0, bytes(range(16)), 1.5e9, b"armarmar", 0.25, 7, 42, 4, 5
+    )
+    content += b"chat" + b"\x00<" * 5
+    raw = content + hmac.digest(bytes.fromhex(KEY), content, "sha256")[:16]
+    assert TokenSigner([KEY]).verify(token_text(raw).decode()) == (raw, DECISION)
 
 
 @pytest.mark.parametrize("length", [16, 64, 65, 200])
@@ -52,13 +64,18 @@ def test_the_signature_is_the_standard_one(length: int) -> None:
 
 def test_many_tokens_are_those_made_one_by_one() -> None:
     signer = TokenSigner([KEY])
-    batch = TokenBatch("chat", 42, 7, 1.5e9, b"\x00<" * 5 + b"\x01<" * 5)
-    made = signer.sign_many(batch, [0, 2], [b"armarmar", b"mraarmra"], [0.25, 1.0])
+    batch = TokenBatch("chat", 42, 1.5e9, b"\x00<" * 5 + b"\x01<" * 5, 3)
+    ids = bytes(range(32))
+    made = signer.sign_many(
+        batch, [0, 2], [b"armarmar", b"mraarmra"], [0.25, 1.0], [7, 8], [b"unitunit", None], ids
+    )
     first, second = (signer.verify(token_text(raw).decode())[1] for raw in made)
-    assert first == msgspec.structs.replace(DECISION, decision_id=first.decision_id)
+    assert first == msgspec.structs.replace(
+        DECISION, decision_id=ids[:16], epoch=3, unit=b"unitunit"
+    )
     assert (second.role, second.arm_id, second.propensity) == (2, b"mraarmra", 1.0)
+    assert (second.policy_version, second.unit) == (8, ids[16:24])
     assert second.features == b"\x01<" * 5
-    assert first.decision_id != second.decision_id
 
 
 def test_what_the_log_stores_is_what_the_token_says() -> None:

@@ -1,0 +1,195 @@
+"""One policy that learns from the ledger: a variant of a decision point, its state and position."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+
+from optimizer.errors import IncompatibleState, InvalidToken, Unavailable
+from optimizer.features import FeatureEncoder, unpack
+from optimizer.policies import Policy
+from optimizer.records import Observation
+from optimizer.rollout import PolicyRef
+from optimizer.settings import DecisionPoint
+from serving import ledger
+from serving.routes import make_point_policy
+from serving.snapshots import Snapshot, SnapshotStore
+from serving.tokens import TEACHERS, parse
+
+__all__ = ["Checkpoint", "PolicyLine", "fold", "snapshot_of"]
+
+_LOG = logging.getLogger(__name__)
+_REPUBLISH_S = 10.0
+"""An unchanged snapshot is published again, for a Valkey that came back without its data."""
+
+Checkpoint = tuple[int, bytes]
+"""Ledger position and policy state."""
+
+
+def fold(
+    policy: Policy, schema_id: int, rows: Sequence[ledger.LedgerRow], skipped: Counter[str]
+) -> None:
+    """Teach ``policy`` the rows, in their order.
+
+    Decisions of the static rule, of arms that are gone, and of another feature layout do not teach;
+    they are counted in ``skipped`` by their reason.
+    """
+    index = {arm_id: position for position, arm_id in enumerate(policy.known_ids)}
+    observations = []
+    for row in rows:
+        try:
+            decision = parse(row.token)
+        except InvalidToken:
+            skipped["token"] += 1
+            continue
+        if decision.role not in TEACHERS:
+            skipped["fallback"] += 1
+        elif decision.arm_id not in index:
+            skipped["arm"] += 1
+        elif decision.schema_id != schema_id:
+            skipped["schema"] += 1
+        else:
+            observations.append(
+                Observation(
+                    index[decision.arm_id],
+                    unpack(decision.features),
+                    row.before,
+                    row.after,
+                    decision.policy_version,
+                    row.position,
+                )
+            )
+    policy.learn(observations)
+
+
+def snapshot_of(point: DecisionPoint, ref: PolicyRef, policy: Policy, position: int) -> Snapshot:
+    """What replicas are sent."""
+    return Snapshot(
+        point.name,
+        policy.lineage,
+        position,
+        policy.snapshot(),
+        os.getpid(),
+        time.time(),
+        ref,
+        point.policy.model_dump_json(),
+    )
+
+
+class PolicyLine:
+    """Learns, publishes, and saves.
+
+    Parameters
+    ----------
+    point
+        Settings of the decision point, with the policy of this variant.
+    variant
+        Its name.
+    encoder
+        The feature layout.
+    """
+
+    def __init__(self, point: DecisionPoint, variant: str, encoder: FeatureEncoder) -> None:
+        self.point = point
+        self.variant = variant
+        self.policy = make_point_policy(point, encoder)
+        self.position = 0
+        self.skipped: Counter[str] = Counter()
+        self._schema_id = encoder.schema_id
+        self._encoder = encoder
+        self._published = self._checkpointed = self._versioned = -1
+        self._published_at = self._checkpoint_at = self._version_at = 0.0
+
+    def load(
+        self,
+        connection: psycopg.Connection[Any],
+        restore: Callable[[str, str], Checkpoint | None],
+    ) -> None:
+        """Start from the newest state there is that belongs to these settings."""
+        policy, position = self.policy, 0
+        name = self.point.name
+        row = connection.execute(
+            "SELECT position, state FROM policy_checkpoints WHERE decision_point = %s "
+            "AND variant = %s AND lineage = %s",
+            (name, self.variant, policy.lineage),
+        ).fetchone()
+        found = None if row is None else (int(row[0]), bytes(row[1]))
+        stored = ledger.head(connection, name)
+        if found is None and stored:
+            found = restore(name, policy.lineage)
+        if found is not None and found[0] <= stored:
+            try:
+                policy.from_bytes(found[1])
+                position = found[0]
+            except IncompatibleState as error:
+                _LOG.warning("%s: learning anew: %s", name, error)
+                policy = make_point_policy(self.point, self._encoder)
+        self.policy, self.position = policy, position
+        self._checkpointed = self._versioned = position if position else -1
+        self._published = -1
+        _LOG.info("%s: variant %s starts at ledger position %d", name, self.variant, position)
+
+    def policy_of(self, state: bytes) -> Policy:
+        """A policy of this variant with another state."""
+        policy = make_point_policy(self.point, self._encoder)
+        policy.from_bytes(state)
+        return policy
+
+    def learn(self, rows: Sequence[ledger.LedgerRow]) -> None:
+        """Fold the rows that follow its position."""
+        if rows:
+            fold(self.policy, self._schema_id, rows, self.skipped)
+            self.position = rows[-1].position
+
+    def publish(self, store: SnapshotStore) -> None:
+        """Send its snapshot, if it has changed; while Valkey is away it waits."""
+        now = time.monotonic()
+        if self._published == self.position and now - self._published_at < _REPUBLISH_S:
+            return
+        snapshot = snapshot_of(self.point, PolicyRef(self.variant), self.policy, self.position)
+        try:
+            store.publish(snapshot)
+        except Unavailable as error:
+            _LOG.warning("%s: snapshot %d waits: %s", self.point.name, self.position, error)
+            return
+        self._published, self._published_at = self.position, now
+
+    def save(
+        self, connection: psycopg.Connection[Any], every_s: float, final: bool = False
+    ) -> None:
+        """Keep its state in PostgreSQL, if it has changed and the last time is long enough ago."""
+        now = time.monotonic()
+        due = final or now - self._checkpoint_at >= every_s
+        if not due or self.position == self._checkpointed:
+            return
+        connection.execute(
+            "INSERT INTO policy_checkpoints VALUES (%s, %s, %s, %s, %s, now()) ON CONFLICT "
+            "(decision_point, variant) DO UPDATE SET lineage = excluded.lineage, position = "
+            "excluded.position, state = excluded.state, saved_at = excluded.saved_at",
+            (
+                self.point.name,
+                self.variant,
+                self.policy.lineage,
+                self.position,
+                self.policy.to_bytes(),
+            ),
+        )
+        self._checkpointed = self.position
+        self._checkpoint_at = now
+
+    def version_due(self, every_rewards: int, every_s: float) -> bool:
+        """Whether it has learned enough for a version of its own; asked once a version."""
+        now = time.monotonic()
+        learned = self.position - self._versioned
+        late = learned > 0 and now - self._version_at >= every_s
+        if self._versioned >= 0 and learned < every_rewards and not late:
+            return False
+        self._versioned = self.position
+        self._version_at = now
+        return True

@@ -1,0 +1,240 @@
+"""What people do to a routing plan by hand: shadow, promote, roll back.
+
+Each is one change of the plan in PostgreSQL with its audit entry, announced to the replicas at
+once. Nothing here needs MLflow: the learner moves the aliases there when it can.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import psycopg
+
+from optimizer.errors import InvalidInput, Unavailable, UnknownName
+from optimizer.policies.names import PolicySettings
+from optimizer.rollout import PolicyRef, RoutingPlan
+from optimizer.rollout.canary import Gate, start
+from optimizer.settings import DecisionPoint, Settings
+from serving import audit, ledger, plans
+from serving.reward_writer import connect
+from serving.snapshots import SnapshotStore
+
+__all__ = ["Promotion"]
+
+_LOG = logging.getLogger(__name__)
+_ACTOR = "command"
+_ROLLBACK = "policy.rollback"
+_TRAIL = 1000
+
+
+class Promotion:
+    """Changes the plan of one decision point.
+
+    Parameters
+    ----------
+    settings
+        Of the whole platform.
+    point
+        The decision point.
+    """
+
+    def __init__(self, settings: Settings, point: DecisionPoint) -> None:
+        self._settings = settings
+        self._point = point
+
+    def plan(self) -> RoutingPlan:
+        """The plan in force."""
+        with self._connected() as connection:
+            return plans.current(connection, self._point.name)
+
+    def variants(self) -> dict[str, PolicySettings]:
+        """The configurations by their names."""
+        with self._connected() as connection:
+            return plans.variants(connection, self._point.name)
+
+    def add_variant(self, policy: PolicySettings) -> str:
+        """Name a configuration; it serves nobody yet."""
+        with self._connected() as connection:
+            plans.current(connection, self._point.name)
+            return plans.add_variant(connection, self._point.name, policy)
+
+    def shadow(self, variant: str | None) -> RoutingPlan:
+        """Let a variant decide and be logged without serving; None ends that.
+
+        Raises
+        ------
+        InvalidInput
+            If it serves already.
+        UnknownName
+            If there is no such variant.
+        """
+        ref = None if variant is None else PolicyRef(variant)
+
+        def update(plan: RoutingPlan) -> RoutingPlan:
+            if ref is not None and ref in (plan.champion, plan.challenger):
+                raise InvalidInput("variant", variant, "one that does not serve already")
+            return msgspec.structs.replace(plan, shadow=ref)
+
+        with self._connected() as connection:
+            self._known(connection, ref)
+            reason = f"variant {variant} is the shadow" if ref else "no shadow any more"
+            return self._change(connection, update, "shadow.set", reason, {})
+
+    def canary(self, variant: str, gate: Gate) -> RoutingPlan:
+        """Make a variant the challenger, in its first stage.
+
+        Parameters
+        ----------
+        variant
+            Its name; if it is the shadow, it stops being that.
+        gate
+            What the off-policy check said.
+
+        Raises
+        ------
+        InvalidInput
+            If the gate refuses, the variant is the champion, or another canary is running.
+        UnknownName
+            If there is no such variant.
+        """
+        if not gate.allowed:
+            raise InvalidInput("variant", variant, f"{gate.reason} --force starts it all the same")
+        ref = PolicyRef(variant)
+        with self._connected() as connection:
+            self._known(connection, ref)
+            position = ledger.head(connection, self._point.name)
+
+            def update(plan: RoutingPlan) -> RoutingPlan:
+                if plan.champion == ref:
+                    raise InvalidInput("variant", variant, "one that is not the champion already")
+                if plan.shadow == ref:
+                    plan = msgspec.structs.replace(plan, shadow=None)
+                return start(plan, ref, self._point.canary, time.time(), position)
+
+            reason = f"Variant {variant} starts as challenger. {gate.reason}"
+            return self._change(connection, update, "canary.start", reason, gate.evidence)
+
+    def replace(self, ref: PolicyRef, state: bytes | None, reason: str) -> RoutingPlan:
+        """Make a policy the champion at once; a running canary ends.
+
+        Parameters
+        ----------
+        ref
+            Which policy.
+        state
+            What it has learned, if it is pinned to a version.
+        reason
+            For the audit trail.
+
+        Raises
+        ------
+        UnknownName
+            If there is no such variant.
+        """
+        with self._connected() as connection:
+            self._known(connection, ref)
+            if state is not None:
+                plans.pin_state(connection, self._point.name, ref, state)
+            return self._change(
+                connection, lambda plan: _with_champion(plan, ref), "policy.promote", reason, {}
+            )
+
+    def rollback(self) -> RoutingPlan:
+        """Take back the newest step: end the running canary, else bring back the champion before.
+
+        Raises
+        ------
+        InvalidInput
+            If no canary runs and there never was another champion.
+        """
+        with self._connected() as connection:
+            before = self._champion_before(connection)
+
+            def update(plan: RoutingPlan) -> RoutingPlan:
+                if plan.challenger is not None:
+                    return _with_champion(plan, plan.champion)
+                if before is None:
+                    raise InvalidInput(
+                        "version",
+                        None,
+                        "there was no other champion; `llmopt models list` shows versions, and "
+                        "`llmopt models rollback VERSION` takes one of them",
+                    )
+                return _with_champion(plan, before)
+
+            reason = "rolled back by command"
+            return self._change(connection, update, _ROLLBACK, reason, {})
+
+    def _champion_before(self, connection: psycopg.Connection[Any]) -> PolicyRef | None:
+        """Whom the present champion replaced; changes that were rolled back don't count."""
+        undone = 0
+        for entry in audit.trail(connection, self._point.name, _TRAIL):
+            before, after = entry.evidence.get("plan_before"), entry.evidence.get("plan")
+            if before is None or after is None or before["champion"] == after["champion"]:
+                continue
+            if entry.action == _ROLLBACK:
+                undone += 1
+            elif undone:
+                undone -= 1
+            else:
+                return msgspec.convert(before["champion"], PolicyRef)
+        return None
+
+    def _known(self, connection: psycopg.Connection[Any], ref: PolicyRef | None) -> None:
+        known = plans.variants(connection, self._point.name)
+        if ref is not None and ref.variant not in known:
+            raise UnknownName("variant", ref.variant, f"one of {list(known)}")
+
+    def _change(
+        self,
+        connection: psycopg.Connection[Any],
+        update: Callable[[RoutingPlan], RoutingPlan],
+        action: str,
+        reason: str,
+        evidence: dict[str, Any],
+    ) -> RoutingPlan:
+        plan = plans.change(
+            connection,
+            self._point.name,
+            update,
+            actor=_ACTOR,
+            action=action,
+            reason=reason,
+            evidence=evidence,
+        )
+        self._announce(plan)
+        return plan
+
+    def _announce(self, plan: RoutingPlan) -> None:
+        store = SnapshotStore(self._settings.valkey_address)
+        try:
+            store.publish_plan(plan)
+        except Unavailable as error:
+            _LOG.warning("the learner will announce plan %d: %s", plan.epoch, error)
+        finally:
+            store.close()
+
+    @contextmanager
+    def _connected(self) -> Iterator[psycopg.Connection[Any]]:
+        try:
+            with connect(self._settings.postgres_dsn()) as connection:
+                ledger.create_tables(connection)
+                yield connection
+        except psycopg.OperationalError as error:
+            raise Unavailable("PostgreSQL") from error
+
+
+def _with_champion(plan: RoutingPlan, champion: PolicyRef) -> RoutingPlan:
+    """The plan without a canary, and with this champion."""
+    return msgspec.structs.replace(
+        plan,
+        champion=champion,
+        challenger=None,
+        challenger_share=0.0,
+        shadow=None if plan.shadow == champion else plan.shadow,
+    )

@@ -1,0 +1,244 @@
+"""Plans on real servers: by hand, by settings, and by the learner that watches a canary."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import psycopg
+import pytest
+
+from feature_repo.embedding import Embedder
+from optimizer.errors import InvalidInput, UnknownName
+from optimizer.features import pack
+from optimizer.policies.names import PolicySettings
+from optimizer.records import Context, Outcome
+from optimizer.rollout import PolicyRef, RoutingPlan
+from optimizer.rollout.canary import Gate
+from optimizer.settings import Settings
+from serving import audit, ledger, plans
+from serving.learner import Learner
+from serving.live_point import make_encoder
+from serving.promotion import Promotion
+from serving.replica_state import ReplicaState
+from serving.snapshots import FIRST, SnapshotStore
+from serving.tokens import CHALLENGER, CHAMPION, Decision, TokenSigner
+
+KEY = "00" * 16
+EMBEDDER = Embedder()
+ALLOWED = Gate(True, "Nothing speaks against it.", {})
+LINUCB = PolicySettings(name="linucb")
+
+
+@pytest.fixture
+def platform(settings: Callable[..., Settings]) -> Settings:
+    return settings(
+        token_keys=[KEY],
+        learner={"batch_s": 0.02, "checkpoint_s": 0.05},
+        decision_points=[
+            {
+                "name": "chat",
+                "arms": [{"model": "small"}, {"model": "large"}],
+                "canary": {"shortest_stage_s": 0, "watch_s": 0, "minimum_samples": 100},
+            }
+        ],
+    )
+
+
+@pytest.fixture
+def connection(platform: Settings) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(platform.postgres_dsn(), autocommit=True) as made:
+        ledger.create_tables(made)
+        yield made
+
+
+@pytest.fixture
+def learner(platform: Settings, connection: psycopg.Connection) -> Iterator[Learner]:
+    made = Learner(platform, platform.decision_points[0], EMBEDDER)
+    made.start()
+    wait_until(lambda: plan_in_valkey(platform) is not None)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def promotion(platform: Settings) -> Promotion:
+    return Promotion(platform, platform.decision_points[0])
+
+
+def plan_in_valkey(platform: Settings) -> RoutingPlan | None:
+    store = SnapshotStore(platform.valkey_address)
+    try:
+        return store.plan("chat")
+    finally:
+        store.close()
+
+
+def wait_until(true: Callable[[], object], seconds: float = 15.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def rewards(
+    platform: Settings, role: int, quality: float, count: int, seed: int
+) -> list[ledger.RewardEvent]:
+    """Of decisions that were made just now."""
+    random = np.random.default_rng(seed)
+    point = platform.decision_points[0]
+    encoder = make_encoder(point, EMBEDDER)
+    signer = TokenSigner([KEY])
+    features = pack(encoder.encode(Context(), None, time.time()))
+    made = []
+    for _ in range(count):
+        decision = Decision(
+            role,
+            random.bytes(16),
+            time.time(),
+            point.records()[int(random.integers(2))].id,
+            0.5,
+            0,
+            encoder.schema_id,
+            "chat",
+            features,
+        )
+        outcome = Outcome(quality=float(random.random() < quality), cost_usd=0.001)
+        raw, _ = signer.sign(decision)
+        made.append(ledger.RewardEvent("chat", decision.decision_id, "", outcome, False, raw))
+    return made
+
+
+def test_variants_get_numbers_by_what_differs(learner, connection, promotion) -> None:
+    assert promotion.variants() == {"1.0": PolicySettings()}
+    assert promotion.add_variant(PolicySettings(alpha=0.5)) == "1.1"
+    assert promotion.add_variant(LINUCB) == "2.0"
+    assert promotion.add_variant(PolicySettings(alpha=0.5)) == "1.1"
+    assert promotion.add_variant(PolicySettings(alpha=0.7)) == "1.2"
+    assert list(promotion.variants()) == ["1.0", "1.1", "1.2", "2.0"]
+
+
+def test_another_policy_in_the_settings_becomes_the_champion(platform, connection) -> None:
+    point = platform.decision_points[0]
+    first = plans.ensure(connection, point, 1.0)
+    assert plans.ensure(connection, point, 2.0) == first
+    edited = point.model_copy(update={"policy": LINUCB})
+    assert plans.ensure(connection, edited, 3.0).champion == PolicyRef("2.0")
+    assert plans.ensure(connection, point, 4.0).champion == FIRST
+    actions = [entry.action for entry in audit.trail(connection, "chat")]
+    assert actions == ["policy.replace", "policy.replace"]
+
+
+def test_a_promoted_champion_survives_a_restart(platform, learner, connection, promotion) -> None:
+    promotion.replace(PolicyRef(promotion.add_variant(LINUCB)), None, "for a test")
+    learner.close()
+    assert plans.ensure(connection, platform.decision_points[0], 5.0).champion.variant == "2.0"
+
+
+def test_a_bad_challenger_is_rolled_back_by_itself(
+    platform, learner, connection, promotion
+) -> None:
+    variant = promotion.add_variant(LINUCB)
+    promotion.canary(variant, ALLOWED)
+    wait_until(lambda: plan_in_valkey(platform).challenger == PolicyRef(variant))
+    with pytest.raises(InvalidInput, match="roll it back first"):
+        promotion.canary(promotion.add_variant(PolicySettings(alpha=0.3)), ALLOWED)
+    ledger.write(connection, rewards(platform, CHAMPION, 0.9, 600, seed=1))
+    ledger.write(connection, rewards(platform, CHALLENGER, 0.5, 200, seed=2))
+    told = time.monotonic()
+    wait_until(lambda: plan_in_valkey(platform).challenger is None, 10.0)
+    assert time.monotonic() - told < 10
+    assert plan_in_valkey(platform).champion == FIRST
+    newest = audit.trail(connection, "chat")[0]
+    assert (newest.actor, newest.action) == ("learner", "canary.rollback")
+    assert "quality" in newest.reason
+    assert newest.evidence["guardrails"][0]["state"] == "violated"
+
+
+def test_a_good_challenger_goes_through_every_stage(
+    platform, learner, connection, promotion
+) -> None:
+    variant = promotion.add_variant(LINUCB)
+    promotion.canary(variant, ALLOWED)
+    seen = []
+    for seed in range(40):
+        plan = plan_in_valkey(platform)
+        if plan.challenger_share not in seen:
+            seen.append(plan.challenger_share)
+        if plan.champion.variant == variant:
+            break
+        ledger.write(connection, rewards(platform, CHAMPION, 0.95, 2000, seed=2 * seed))
+        ledger.write(connection, rewards(platform, CHALLENGER, 0.95, 2000, seed=2 * seed + 1))
+        end = time.monotonic() + 3.0
+        while plan_in_valkey(platform).epoch == plan.epoch and time.monotonic() < end:
+            time.sleep(0.05)
+    assert seen == [0.05, 0.25, 0.5, 0.95, 0.0]
+    assert plan_in_valkey(platform).champion == PolicyRef(variant)
+    actions = [entry.action for entry in audit.trail(connection, "chat")]
+    assert actions == ["canary.promote", *["canary.advance"] * 3, "canary.start"]
+
+
+def test_evidence_is_found_again_after_a_restart(platform, learner, connection, promotion) -> None:
+    promotion.canary(promotion.add_variant(LINUCB), ALLOWED)
+    wait_until(lambda: plan_in_valkey(platform).challenger is not None)
+    ledger.write(connection, rewards(platform, CHAMPION, 0.9, 400, seed=1))
+    learner.close()
+    ledger.write(connection, rewards(platform, CHALLENGER, 0.5, 200, seed=2))
+    again = Learner(platform, platform.decision_points[0], EMBEDDER)
+    again.start()
+    wait_until(lambda: plan_in_valkey(platform).challenger is None, 10.0)
+    again.close()
+
+
+def test_rollback_by_hand_takes_back_one_step(learner, connection, promotion) -> None:
+    with pytest.raises(InvalidInput, match="no other champion"):
+        promotion.rollback()
+    variant = promotion.add_variant(LINUCB)
+    promotion.canary(variant, ALLOWED)
+    assert promotion.rollback().challenger is None
+    promotion.replace(PolicyRef(variant), None, "for a test")
+    assert promotion.rollback().champion == FIRST
+    with pytest.raises(InvalidInput, match="no other champion"):
+        promotion.rollback()
+    with pytest.raises(UnknownName, match=r"9\.9"):
+        promotion.replace(PolicyRef("9.9"), None, "for a test")
+    with pytest.raises(InvalidInput, match="--force"):
+        promotion.canary(variant, Gate(False, "Refused: too dear.", {}))
+
+
+def test_a_change_that_raises_changes_nothing(learner, connection, promotion) -> None:
+    before = promotion.plan(), len(audit.trail(connection, "chat"))
+
+    def fail(plan: RoutingPlan) -> RoutingPlan:
+        raise InvalidInput("plan", plan.epoch, "another one")
+
+    with pytest.raises(InvalidInput):
+        plans.change(connection, "chat", fail, actor="a", action="b", reason="c", evidence={})
+    assert (promotion.plan(), len(audit.trail(connection, "chat"))) == before
+
+
+def test_a_pinned_version_reaches_the_replica_and_stays(
+    platform, learner, connection, promotion
+) -> None:
+    ledger.write(connection, rewards(platform, CHAMPION, 0.5, 50, seed=3))
+    wait_until(lambda: learner.position == 50)
+    wait_until(
+        lambda: connection.execute("SELECT position FROM policy_checkpoints").fetchone() == (50,)
+    )
+    row = connection.execute("SELECT state FROM policy_checkpoints").fetchone()
+    assert row is not None
+    pinned = PolicyRef("1.0", 50)
+    state = ReplicaState(platform)
+    try:
+        promotion.replace(pinned, bytes(row[0]), "for a test")
+        shelf = state.points["chat"].shelf
+        wait_until(lambda: shelf.routes.plan.champion == pinned)
+        ledger.write(connection, rewards(platform, CHAMPION, 0.9, 50, seed=4))
+        wait_until(lambda: learner.position == 100)
+        time.sleep(0.5)
+        assert shelf.routes.champion is not None
+        assert shelf.routes.champion.version == 50
+        assert state.details("chat")["plan"]["champion"]["pinned"] == 50
+        promotion.rollback()
+        wait_until(lambda: shelf.routes.champion.version == 100)
+    finally:
+        state.close()
