@@ -20,7 +20,16 @@ import numpy.typing as npt
 from optimizer.errors import InvalidInput
 from optimizer.records import Vector
 
-__all__ = ["ENOUGH", "Estimate", "difference", "half_width", "mean", "saving"]
+__all__ = [
+    "BEST_AT",
+    "ENOUGH",
+    "PSEUDO_ROWS",
+    "Estimate",
+    "difference",
+    "half_width",
+    "mean",
+    "saving",
+]
 
 Flags = npt.NDArray[np.bool_]
 Number = TypeVar("Number", float, Vector)

@@ -26,6 +26,7 @@ from optimizer.errors import InvalidSettings, UnknownName
 from optimizer.policies.names import PolicySettings
 from optimizer.records import Arm
 from optimizer.reward import Objective, Weights
+from optimizer.rollout.settings import CanarySettings
 
 __all__ = [
     "ArmSettings",
@@ -103,6 +104,7 @@ class DecisionPoint(_Strict):
         None, description="model that decides when no policy can; the first arm if left out"
     )
     guardrails: Guardrails = Field(Guardrails(), description="limits that hold arms back")
+    canary: CanarySettings = Field(CanarySettings(), description="how a challenger gets traffic")
     attribution_window_s: float = Field(
         7 * 86400.0, gt=0, description="time after which a decision without reward is closed"
     )

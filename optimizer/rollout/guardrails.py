@@ -1,0 +1,247 @@
+r"""Is a challenger within its limits? For quality, cost and p95 latency: yes, no, or open.
+
+A limit is relative to the champion, so what is estimated is a ratio of two groups. Means are
+compared by their linear contrast at the limit: with :math:`r = 1 + \text{limit}`,
+
+.. math:: \bar y_1 - r \bar y_0 \quad \text{of variance} \quad
+          \frac{s_1^2}{n_1} + r^2 \frac{s_0^2}{n_0}
+
+is asymptotically linear, so the asymptotic confidence sequence of `optimizer.confidence` holds for
+it; all r whose contrast may be 0 make the interval of the ratio (Fieller 1954). As there, each
+group gets pseudo-rows at the far end of the range. p95s are compared by a confidence sequence each.
+
+Rows count as independent. Requests of one unit all go the same way, so where units send many, and
+units differ, the intervals are too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from msgspec import Struct
+
+from optimizer.confidence import BEST_AT, ENOUGH, PSEUDO_ROWS, half_width
+from optimizer.experiments.moments import Moments
+from optimizer.rollout.evidence import Evidence
+from optimizer.rollout.quantiles import quantile, upper_tail_mean
+
+if TYPE_CHECKING:  # the settings hold this package's own
+    from optimizer.settings import Guardrails
+
+__all__ = ["GUARDRAILS", "Finding", "State", "judge"]
+
+State = Literal["holds", "violated", "open", "absent"]
+
+GUARDRAILS = 3
+"""Quality, cost and latency: among so many the level of a stage is split."""
+
+_P95 = 0.95
+_FAR = 0.01
+"""A cost has no known range, so its pseudo-rows lie at the mean of the dearest hundredth. Measured on
+100 canaries of an equal policy that takes a model of 30 times the price once in 1,500 requests: at
+5 % a promise an interval missed in 1. With the largest cost in its place the first stage took three
+times as many requests; with no pseudo-rows 3 of 60 missed."""
+_WORDS = {"quality": "quality", "cost_usd": "cost", "latency_s": "p95 latency"}
+
+
+class Finding(Struct, frozen=True):
+    """What is known of one guardrail.
+
+    Attributes
+    ----------
+    part
+        "quality", "cost_usd" or "latency_s".
+    state
+        "holds": the interval lies within the limit. "violated": beyond it. "open": neither.
+        "absent": no decision has that part, which is no obstacle; except for quality, which is then
+        open.
+    limit
+        Relative change that is still allowed; for quality the most negative one.
+    champion, challenger
+        Mean, for latency the p95; None where there is none.
+    change, low, high
+        Of the challenger, relative to the champion (-0.1 is a tenth less), with its interval. None
+        where it cannot be told, or has no end on that side.
+    champion_count, challenger_count
+        Decisions where the part is known.
+    """
+
+    part: str
+    state: State
+    limit: float
+    champion: float | None
+    challenger: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    champion_count: int
+    challenger_count: int
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        word = _WORDS[self.part]
+        if self.state == "absent":
+            return f"no decision has a {word}, so that its limit is not asked for"
+        if self.change is None:
+            return f"{word} cannot be compared yet (limit {self.limit:+.1%})"
+        low = "?" if self.low is None else f"{self.low:+.1%}"
+        high = "?" if self.high is None else f"{self.high:+.1%}"
+        said = {"holds": "within", "violated": "beyond", "open": "undecided against"}[self.state]
+        return f"{word} {self.change:+.1%} ({low} to {high}), {said} the limit {self.limit:+.1%}"
+
+
+def judge(
+    evidence: Evidence, guardrails: Guardrails, share: float, alpha: float
+) -> tuple[Finding, ...]:
+    """A finding each for quality, cost and p95 latency.
+
+    Parameters
+    ----------
+    evidence
+        Of one stage.
+    guardrails
+        The limits.
+    share
+        The challenger's share of the stage, in (0, 1): intervals are tightest when the smaller
+        group has `optimizer.confidence.BEST_AT` rows.
+    alpha
+        In (0, 1): the probability that one guardrail's interval ever misses in this stage.
+
+    Examples
+    --------
+    >>> from optimizer.records import Outcome
+    >>> from optimizer.settings import Guardrails
+    >>> evidence = Evidence()
+    >>> for row in range(2000):
+    ...     right = float(row % 10 > 0)
+    ...     evidence.update("champion", Outcome(), Outcome(quality=right))
+    ...     evidence.update("challenger", Outcome(), Outcome(quality=0.8 * right))
+    >>> [finding.state for finding in judge(evidence, Guardrails(), 0.5, 0.01)]
+    ['violated', 'absent', 'absent']
+    """
+    champion, challenger = evidence.champion, evidence.challenger
+    smaller = min(share, 1.0 - share)
+    costs = Counter(champion.cost_usd_bins)
+    costs.update(challenger.cost_usd_bins)
+    cost_span = upper_tail_mean(costs, _FAR)
+    return (
+        _of_means(
+            "quality",
+            _Pair(challenger.quality, champion.quality, 1.0, alpha, BEST_AT / smaller),
+            -guardrails.quality_drop,
+        ),
+        _of_means(
+            "cost_usd",
+            _Pair(challenger.cost_usd, champion.cost_usd, cost_span, alpha, BEST_AT / smaller),
+            guardrails.cost_rise,
+        ),
+        _of_p95(evidence, guardrails.latency_rise, share, alpha),
+    )
+
+
+class _Pair(NamedTuple):
+    """Two groups whose means are compared."""
+
+    challenger: Moments
+    champion: Moments
+    span: float
+    alpha: float
+    best_at: float
+
+    @property
+    def factor(self) -> float:
+        """The squared quantile that stands in for 1.96 squared."""
+        count = float(self.challenger.count + self.champion.count)
+        return count * float(half_width(count, 1.0, self.alpha, self.best_at)) ** 2
+
+    def variances(self) -> tuple[float, float]:
+        """Of the challenger's mean and of the champion's."""
+        challenger, champion = (
+            (of.variance + PSEUDO_ROWS * self.span**2 / of.count) / of.count
+            for of in (self.challenger, self.champion)
+        )
+        return challenger, champion
+
+    def contrast(self, ratio: float) -> tuple[float, float]:
+        """Ends of the interval of the challenger's mean less ``ratio`` times the champion's."""
+        challenger, champion = self.variances()
+        centre = self.challenger.mean - ratio * self.champion.mean
+        width = math.sqrt(self.factor * (challenger + ratio**2 * champion))
+        return centre - width, centre + width
+
+    def change(self) -> tuple[float | None, float | None]:
+        """Interval of the relative change; no ends while the champion's mean may be 0."""
+        of_challenger, of_champion = self.variances()
+        factor, above, below = self.factor, self.challenger.mean, self.champion.mean
+        square = below**2 - factor * of_champion
+        if square <= 0:
+            return None, None
+        constant = above**2 - factor * of_challenger
+        spread = math.sqrt(max((above * below) ** 2 - square * constant, 0.0))
+        low, high = (above * below - spread) / square, (above * below + spread) / square
+        return max(low, 0.0) - 1.0, high - 1.0
+
+
+def _of_means(part: str, pair: _Pair, limit: float) -> Finding:
+    counts = (pair.champion.count, pair.challenger.count)
+    champion, challenger = (
+        of.mean if of.count else None for of in (pair.champion, pair.challenger)
+    )
+    change = _relative(challenger, champion)
+    state: State = "open"
+    if min(counts) < ENOUGH:
+        if max(counts) == 0 and part != "quality":
+            state = "absent"
+        return Finding(part, state, limit, champion, challenger, change, None, None, *counts)
+    low, high = pair.contrast(1.0 + limit)
+    if part == "quality":  # the loss is a fall
+        low, high = -high, -low
+    if high <= 0:
+        state = "holds"
+    elif low > 0:
+        state = "violated"
+    return Finding(part, state, limit, champion, challenger, change, *pair.change(), *counts)
+
+
+def _of_p95(evidence: Evidence, limit: float, share: float, alpha: float) -> Finding:
+    champion = quantile(evidence.champion.latency_s_bins, _P95, alpha / 2, _best_at(1.0 - share))
+    challenger = quantile(evidence.challenger.latency_s_bins, _P95, alpha / 2, _best_at(share))
+    state: State = "open"
+    if champion.count == challenger.count == 0:
+        state = "absent"
+    elif _at_most(challenger.high, champion.low, 1.0 + limit):
+        state = "holds"
+    elif _above(challenger.low, champion.high, 1.0 + limit):
+        state = "violated"
+    return Finding(
+        "latency_s",
+        state,
+        limit,
+        champion.value,
+        challenger.value,
+        _relative(challenger.value, champion.value),
+        _relative(challenger.low, champion.high),
+        _relative(challenger.high, champion.low),
+        champion.count,
+        challenger.count,
+    )
+
+
+def _best_at(share: float) -> float:
+    """Of a group with this share, when the smaller of both has `BEST_AT`."""
+    return BEST_AT * share / min(share, 1.0 - share)
+
+
+def _at_most(value: float | None, of: float | None, ratio: float) -> bool:
+    return value is not None and of is not None and value <= ratio * of
+
+
+def _above(value: float | None, of: float | None, ratio: float) -> bool:
+    return value is not None and of is not None and value > ratio * of
+
+
+def _relative(value: float | None, of: float | None) -> float | None:
+    return None if value is None or not of else value / of - 1.0
