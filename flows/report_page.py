@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from optimizer.confidence import ENOUGH, Estimate
+from optimizer.readiness import ControlReadiness
 from optimizer.report import Comparison, ReportSummary
 
 __all__ = ["draw", "figures", "page", "table"]
@@ -28,17 +29,17 @@ def page(name: str, start: datetime, end: datetime, summary: ReportSummary) -> s
     lines = [f"# {name}", "", f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC", ""]
     if not summary.decisions:
         return "\n".join([*lines, "No decisions were logged in this span.", ""])
-    lines += [_traffic(summary), ""]
-    if not summary.control_share_as_planned:
-        lines += [
-            "**Do not trust the comparison:** "
-            f"{_percent(summary.control_share.value)} of decisions were control, "
-            f"the settings say {_percent(summary.control_share_planned)}.",
-            "",
-        ]
+    lines += [*_banner(summary.readiness), _traffic(summary), ""]
     if "control" not in summary.complete:
         lines += ["No control decision has a complete outcome: nothing to compare with.", ""]
     lines += _markdown_table(table(summary)) or ["No decision has a complete outcome yet."]
+    cost = next(one for one in summary.comparisons if one.measure == "cost_usd").saved_per_1000
+    if cost.value is not None:
+        interval = "" if cost.low is None else f" ({_interval(cost)})"
+        lines += [
+            "",
+            f"Saved against control: {_number(cost.value)} USD per 1,000 requests{interval}.",
+        ]
     lines += [
         "",
         "Intervals hold at 95 %, however often they are looked at; none is given below "
@@ -78,6 +79,8 @@ def figures(summary: ReportSummary) -> dict[str, float]:
     """The report's numbers by name, those that are known."""
     known = {f"decisions_{role}": float(count) for role, count in summary.decisions.items()}
     known |= {f"complete_{role}": float(count) for role, count in summary.complete.items()}
+    if summary.decisions:
+        known["ready"] = float(summary.readiness.ready)
     for one in summary.comparisons:
         known |= {key: value for key, value in _named(one).items() if value is not None}
     return known
@@ -100,6 +103,18 @@ def draw(means: pd.DataFrame, start: datetime, end: datetime, file: Path) -> Non
     figure.savefig(file, dpi=110)
 
 
+def _banner(readiness: ControlReadiness) -> list[str]:
+    """Stands above everything where no conclusion may be drawn."""
+    if readiness.ready:
+        return []
+    head = (
+        "> 🟠 **Not ready for conclusions yet.**"
+        if readiness.trusted
+        else "> 🔴 **Do not trust the comparison with control.** A check on these figures failed."
+    )
+    return [head, ">", *(f"> - {reason}" for reason in readiness.reasons), ""]
+
+
 def _traffic(summary: ReportSummary) -> str:
     parts = [f"{count} {role}" for role, count in sorted(summary.decisions.items())]
     total = sum(summary.decisions.values())
@@ -119,7 +134,17 @@ def _traffic(summary: ReportSummary) -> str:
 
 
 def _named(one: Comparison) -> dict[str, float | None]:
+    saved = one.saved_per_1000 if one.measure == "cost_usd" else None
     return {
+        **(
+            {}
+            if saved is None
+            else {
+                "saved_usd_per_1000": saved.value,
+                "saved_usd_per_1000_low": saved.low,
+                "saved_usd_per_1000_high": saved.high,
+            }
+        ),
         f"{one.measure}_treated": one.treated,
         f"{one.measure}_control": one.control,
         f"{one.measure}_difference": one.difference.value,

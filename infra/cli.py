@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.pareto_cli import pareto
 from infra.terminal import errors_shown, on_stderr, print_json
 
 __all__ = ["main"]
@@ -129,6 +130,10 @@ def replay(
         float | None,
         typer.Option(metavar="SHARE", help="Least cost at this share of the best quality."),
     ] = None,
+    quality_price: Annotated[
+        float | None,
+        typer.Option(metavar="USD", help="What a point of quality (0 to 1) is worth a request."),
+    ] = None,
     frozen_after: Annotated[
         int | None, typer.Option(metavar="N", help="Learn nothing more after N requests.")
     ] = None,
@@ -159,6 +164,7 @@ def replay(
             new_arm,
             budget,
             quality_floor,
+            quality_price,
             frozen_after,
             traits,
         )
@@ -219,6 +225,9 @@ def evaluate(
             console.print(line, markup=False)
         if as_json:
             print_json(result)
+
+
+main.command()(pareto)
 
 
 @main.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from infra.logged_sources import DEFAULT_SINCE, Source, from_file, from_ledger
+from infra.logged_sources import OnStep, Source, find_source
 from infra.tables import write_table
 from optimizer.errors import IncompatibleState, InvalidInput, Unavailable, UnknownName
 from optimizer.offpolicy import (
@@ -24,7 +24,7 @@ from optimizer.offpolicy import (
 )
 from optimizer.policies import POLICY_NAMES, Policy, PolicySettings, make_policy
 from optimizer.records import Arm, Matrix
-from optimizer.settings import DecisionPoint, Settings
+from optimizer.settings import Settings
 
 __all__ = ["EvaluationRequest", "run_evaluation"]
 
@@ -32,8 +32,6 @@ _CHAMPION = "champion"
 _STATIC = "static"
 _UPDATES = 5_000
 """A policy learns after every row of a log this long; from a longer one, that many times in all."""
-
-OnStep = Callable[[int, int, str | None], None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,15 @@ def run_evaluation(
         If PostgreSQL or MLflow is needed and away.
     """
     with threadpool_limits(1):
-        source = _source(request, settings, now, on_step)
+        source = find_source(
+            settings,
+            now,
+            log=request.log,
+            decision_point=request.decision_point,
+            since=request.since,
+            weights=request.weights,
+            on_step=on_step,
+        )
         if request.export is not None:
             write_table(source.decisions.to_frame(), request.export)
         target = _target(request.policy, source, settings, on_step)
@@ -123,29 +129,6 @@ def run_evaluation(
             clip=request.clip,
         )
     return _described(source, target, found)
-
-
-def _source(
-    request: EvaluationRequest, settings: Callable[[], Settings], now: datetime, on_step: OnStep
-) -> Source:
-    if request.log is None:
-        point = _the_point(request.decision_point, settings())
-        since = request.since or DEFAULT_SINCE
-        return from_ledger(settings(), point, request.weights, since, now, on_step)
-    if request.since is not None:
-        raise InvalidInput("since", request.since, "it is for the ledger; a file is read whole")
-    name = request.decision_point
-    named = None if name is None else settings().decision_point(name)
-    return from_file(request.log, request.weights, named)
-
-
-def _the_point(name: str | None, settings: Settings) -> DecisionPoint:
-    if name is not None:
-        return settings.decision_point(name)
-    if len(settings.decision_points) > 1:
-        known = [point.name for point in settings.decision_points]
-        raise InvalidInput("decision_point", None, f"there are several; name one of {known}")
-    return settings.decision_points[0]
 
 
 def _target(

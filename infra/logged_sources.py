@@ -15,7 +15,9 @@ from optimizer.offpolicy import LoggedDecisions
 from optimizer.reward import Objective, parse_weights
 from optimizer.settings import DecisionPoint, Settings
 
-__all__ = ["DEFAULT_SINCE", "Source", "arm_names", "from_file", "from_ledger", "parse_since"]
+__all__ = ["OnStep", "Source", "arm_names", "find_source", "parse_since"]
+
+OnStep = Callable[[int, int, str | None], None]
 
 DEFAULT_SINCE = "7d"
 
@@ -50,6 +52,49 @@ class Source:
     point: DecisionPoint | None
     encoder: FeatureEncoder | None
     notes: tuple[str, ...]
+
+
+def find_source(
+    settings: Callable[[], Settings],
+    now: datetime,
+    *,
+    log: Path | None = None,
+    decision_point: str | None = None,
+    since: str | None = None,
+    weights: str | None = None,
+    on_step: OnStep = lambda done, total, label: None,
+) -> Source:
+    """The file, or else the ledger of the decision point.
+
+    Parameters
+    ----------
+    settings
+        Gives the settings, where a decision point or a server is needed.
+    now
+        End of the span of time that is read from the ledger.
+    log
+        See `from_file`; the ledger if None.
+    decision_point
+        May be left out if there is only one, or with a file.
+    since
+        Start of the span that is read from the ledger; a week if None.
+    weights
+        Of the reward, instead of the decision point's.
+    on_step
+        Called with the steps done, of all, and what is being done.
+
+    Raises
+    ------
+    InvalidInput
+        If ``since`` is given for a file, or it is not clear which decision point is meant.
+    """
+    if log is None:
+        point = _the_point(decision_point, settings())
+        return from_ledger(settings(), point, weights, since or DEFAULT_SINCE, now, on_step)
+    if since is not None:
+        raise InvalidInput("since", since, "it is for the ledger; a file is read whole")
+    named = None if decision_point is None else settings().decision_point(decision_point)
+    return from_file(log, weights, named)
 
 
 def from_file(path: Path, weights: str | None, point: DecisionPoint | None) -> Source:
@@ -90,7 +135,7 @@ def from_ledger(
     weights: str | None,
     since: str,
     now: datetime,
-    on_step: Callable[[int, int, str | None], None],
+    on_step: OnStep,
 ) -> Source:
     """Read what a decision point decided since some time.
 
@@ -174,6 +219,15 @@ def arm_names(point: DecisionPoint) -> tuple[str, ...]:
     from registry.description import PolicyDescription
 
     return PolicyDescription(decision_point=point, feature_names=("constant",)).arm_names
+
+
+def _the_point(name: str | None, settings: Settings) -> DecisionPoint:
+    if name is not None:
+        return settings.decision_point(name)
+    if len(settings.decision_points) > 1:
+        known = [point.name for point in settings.decision_points]
+        raise InvalidInput("decision_point", None, f"there are several; name one of {known}")
+    return settings.decision_points[0]
 
 
 def _objective(point: DecisionPoint, weights: str | None) -> Objective:

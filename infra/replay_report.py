@@ -32,6 +32,9 @@ def title(request: ReplayRequest, run: ReplayRun) -> str:
         "half-way arrives": request.new_arm,
         "budget": None if request.budget_usd is None else f"{request.budget_usd:g} USD",
         "quality floor": request.quality_floor,
+        "a point of quality is worth": None
+        if request.quality_price_usd is None
+        else f"{request.quality_price_usd:g} USD",
         "traits of models": None if request.traits is None else request.traits.name,
         "frozen after": None
         if request.frozen_after is None
@@ -128,8 +131,17 @@ def _conditional(one: Mapping[str, Any]) -> list[str]:
             f"{100 * one['mix_saving']:.1f} %); below the floor in "
             f"{100 * one['floor_violation_rate']:.0f} % of the windows of {FLOOR_WINDOW} requests"
         )
+    if "net_value_usd" in one:
+        ours, single, oracle = (
+            1000 * one[name]
+            for name in ("net_value_usd", "best_single_net_value_usd", "oracle_net_value_usd")
+        )
+        lines.append(
+            f"quality at its price minus cost: {ours:.3f} USD per 1,000 requests (best single "
+            f"model {single:.3f}, oracle {oracle:.3f})"
+        )
     change = one.get("change")
-    by_reward = "quality_share" not in one and "budget_usd" not in one
+    by_reward = not one.keys() & {"quality_share", "budget_usd", "net_value_usd"}
     if by_reward and change is not None and change["excess_regret"] is not None:
         back = "back" if change["excess_regret"] <= 0 else "not back"
         lines.append(

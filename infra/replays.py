@@ -62,6 +62,8 @@ class ReplayRequest:
         What each pass may cost.
     quality_floor
         In (0, 1]: least cost at this share of the best model's quality, in place of the weights.
+    quality_price_usd
+        Above 0: what a point of quality is worth a request, in place of the weights.
     frozen_after
         Requests after which nothing is learned any more.
     traits
@@ -79,6 +81,7 @@ class ReplayRequest:
     new_arm: str | None = None
     budget_usd: float | None = None
     quality_floor: float | None = None
+    quality_price_usd: float | None = None
     frozen_after: int | None = None
     traits: Path | None = None
 
@@ -218,13 +221,20 @@ def _world(request: ReplayRequest) -> _World:
         frozen_after=request.frozen_after,
         budget_usd=request.budget_usd,
     )
-    if request.quality_floor is not None and request.budget_usd is not None:
-        raise InvalidInput("budget", request.budget_usd, "a quality floor or a budget, not both")
+    limits = (request.quality_floor, request.quality_price_usd)
+    if request.budget_usd is not None and limits != (None, None):
+        raise InvalidInput(
+            "budget", request.budget_usd, "only one of a budget, a quality floor and a price"
+        )
     weights = parse_weights(request.weights)
     recorded = load_recording(request.data)
     if request.new_arm is not None:
         recorded = _last(recorded, request.new_arm)
-    objective = replace(recorded.objective(weights), quality_floor=request.quality_floor)
+    objective = replace(
+        recorded.objective(weights),
+        quality_floor=request.quality_floor,
+        quality_price_usd=request.quality_price_usd,
+    )
     first_models = recorded.models[:-1] if request.new_arm is not None else recorded.models
     static_model = dearest_model(recorded.only(first_models))
     if request.shift is not None:

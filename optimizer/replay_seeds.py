@@ -34,6 +34,7 @@ _MEASURES = (
     "saving",
     "floor_violation_rate",
     "mix_saving",
+    "net_value_usd",
 )
 """Of the object of a pass: what gets an interval."""
 

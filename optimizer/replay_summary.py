@@ -55,7 +55,8 @@ def summary(
     """The object that ``llmopt replay --json`` prints; every mean is a request's.
 
     Beside what is always there: ``rewards`` where some are late or lost, ``change`` where the world
-    changes, ``budget_usd`` and ``spent_usd``, and what `_floor` tells where there is a floor.
+    changes, ``budget_usd`` and ``spent_usd``, and what `_floor` or `_priced` tells where there is
+    a floor or a price.
     """
     seen = _Seen.of(recorded, policy.objective, result)
     base = baselines(seen.recorded, policy.objective, result.there)
@@ -105,6 +106,9 @@ def summary(
     floor = policy.objective.quality_floor
     if floor is not None:
         told |= _floor(result, fixed, floor)
+    price = policy.objective.quality_price_usd
+    if price is not None:
+        told |= _priced(result, seen.recorded, price)
     return told
 
 
@@ -188,4 +192,16 @@ def _floor(result: ReplayResult, fixed: RecordedOutcomes, floor: float) -> dict[
         "saving": 1.0 - float(result.cost_usd.mean()) / cost if cost else 0.0,
         "floor_violation_rate": floor_violations(result.quality, floor * quality),
         "mix_saving": 1.0 - mix / cost if cost else 0.0,
+    }
+
+
+def _priced(result: ReplayResult, seen: RecordedOutcomes, price_usd: float) -> dict[str, float]:
+    """Quality at its price minus cost, a request: ours, the best single model's, the oracle's."""
+    worth = price_usd * seen.quality - seen.cost_usd
+    ours = price_usd * result.quality - result.cost_usd
+    always = result.there.all(axis=0)
+    return {
+        "net_value_usd": float(ours.mean()),
+        "best_single_net_value_usd": float(worth.mean(axis=0)[always].max()),
+        "oracle_net_value_usd": float(np.where(result.there, worth, -np.inf).max(axis=1).mean()),
     }

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from optimizer.confidence import Estimate, difference, mean, saving
+from optimizer.readiness import ControlReadiness, control_readiness
 from optimizer.records import Vector
 from optimizer.reward import Objective
 
@@ -43,6 +44,17 @@ class Comparison:
     difference: Estimate
     saving: Estimate
 
+    @property
+    def saved_per_1000(self) -> Estimate:
+        """What 1,000 requests need less, in the measure's unit: for costs, US dollars."""
+        value, low, high = self.difference.value, self.difference.low, self.difference.high
+        return Estimate(
+            None if value is None else -1000.0 * value,
+            None if high is None else -1000.0 * high,
+            None if low is None else -1000.0 * low,
+            self.difference.count,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ReportSummary:
@@ -63,6 +75,8 @@ class ReportSummary:
         Share of control among champion and control decisions.
     control_share_planned
         What the settings say.
+    readiness
+        Whether the comparisons can be believed.
     """
 
     decisions: Mapping[str, int]
@@ -71,16 +85,7 @@ class ReportSummary:
     arm_shares: Mapping[str, Mapping[str, float]]
     control_share: Estimate
     control_share_planned: float
-
-    @property
-    def control_share_as_planned(self) -> bool:
-        """False if the share of control contradicts the settings.
-
-        Something else than chance then decides who is treated (or what is logged), and the
-        comparisons can't be trusted.
-        """
-        low, high = self.control_share.low, self.control_share.high
-        return low is None or high is None or low <= self.control_share_planned <= high
+    readiness: ControlReadiness
 
 
 def summarise(frame: pd.DataFrame, objective: Objective, control_share: float) -> ReportSummary:
@@ -99,9 +104,10 @@ def summarise(frame: pd.DataFrame, objective: Objective, control_share: float) -
     known = frame[frame["reward"].notna()]
     compared = frame["role"].isin(("champion", "control"))
     flags = np.asarray(frame["role"][compared] == "control", dtype=np.float64)
+    complete = _counts(known["role"])
     return ReportSummary(
         decisions=_counts(frame["role"]),
-        complete=_counts(known["role"]),
+        complete=complete,
         comparisons=tuple(_compare(known, name, control_share) for name in MEASURES),
         arm_shares={
             str(role): {str(model): float(share) for model, share in shares.items()}
@@ -112,6 +118,7 @@ def summarise(frame: pd.DataFrame, objective: Objective, control_share: float) -
         },
         control_share=mean(flags, span=1.0),
         control_share_planned=control_share,
+        readiness=control_readiness(frame, complete, control_share),
     )
 
 

@@ -92,6 +92,16 @@ class Objective:
         quality, and the weights make only the reward that people read.
     budget_usd
         Above 0, or None. Policies then look for the highest quality at this mean cost a request.
+    quality_price_usd
+        Above 0, or None. What a whole point of quality (from 0 to 1) is worth for one request:
+        policies then maximise ``quality_price_usd * quality - cost_usd``. It needs a cost cap,
+        which is the unit that costs are learned in. At most one of floor, budget and price.
+
+    Examples
+    --------
+    >>> worth = Objective(Weights(), cost_cap_usd=0.01, quality_price_usd=0.03)
+    >>> [round(float(weight), 2) for weight in worth.target_weights()[:2]]
+    [0.75, -0.25]
     """
 
     weights: Weights
@@ -99,16 +109,26 @@ class Objective:
     latency_cap_s: float | None = None
     quality_floor: float | None = None
     budget_usd: float | None = None
+    quality_price_usd: float | None = None
 
     def __post_init__(self) -> None:
         if self.quality_floor is not None and not 0 < self.quality_floor <= 1:
             raise InvalidInput("quality_floor", self.quality_floor, "a share in (0, 1]")
-        if self.budget_usd is not None and not (
-            np.isfinite(self.budget_usd) and self.budget_usd > 0
-        ):
-            raise InvalidInput("budget_usd", self.budget_usd, "US dollars a request, above 0")
-        if self.quality_floor is not None and self.budget_usd is not None:
-            raise InvalidInput("budget_usd", self.budget_usd, "a floor or a budget, not both")
+        for name in ("budget_usd", "quality_price_usd"):
+            amount = getattr(self, name)
+            if amount is not None and not (np.isfinite(amount) and amount > 0):
+                raise InvalidInput(name, amount, "US dollars a request, finite and above 0")
+        ways = [
+            name
+            for name in ("quality_floor", "budget_usd", "quality_price_usd")
+            if getattr(self, name) is not None
+        ]
+        if len(ways) > 1:
+            raise InvalidInput(ways[1], getattr(self, ways[1]), f"leave it or {ways[0]} out")
+        if self.quality_price_usd is not None and self.cost_cap_usd is None:
+            raise InvalidInput(
+                "quality_price_usd", self.quality_price_usd, "set cost_cap_usd beside it"
+            )
         for name in ("cost_cap_usd", "latency_cap_s"):
             cap = getattr(self, name)
             if cap is not None and not (np.isfinite(cap) and cap > 0):
@@ -139,7 +159,22 @@ class Objective:
         return tuple(weight / total if total else 0.0 for weight in raw)
 
     def target_weights(self) -> Vector:
-        """Shape (len(TARGETS),): the linear form over predicted targets that a policy maximises."""
+        """Shape (len(TARGETS),): the linear form over predicted targets that a policy maximises.
+
+        That of the reward, unless quality has a price. Where a floor or a budget stands,
+        `optimizer.policies.price` finds another.
+        """
+        if self.quality_price_usd is None:
+            return self.reward_weights()
+        assert self.cost_cap_usd is not None
+        # Divided by their sum, so that scores spread as widely as rewards do.
+        worth = np.zeros(len(TARGETS))
+        worth[TARGETS.index("quality")] = self.quality_price_usd
+        worth[TARGETS.index("cost")] = -self.cost_cap_usd
+        return worth / (self.quality_price_usd + self.cost_cap_usd)
+
+    def reward_weights(self) -> Vector:
+        """Shape (len(TARGETS),): the linear form over targets that is the reward."""
         quality, cost, latency, feedback = self.shares()
         return np.array([quality, 0.0, 0.0, feedback, cost, latency])
 
@@ -183,7 +218,7 @@ class Objective:
         total = 0.0
         parts = np.array([outcome.values()], dtype=float)
         targets = self.target_table(parts)[0].tolist()
-        for weight, target in zip(self.target_weights().tolist(), targets, strict=True):
+        for weight, target in zip(self.reward_weights().tolist(), targets, strict=True):
             if weight == 0.0:
                 continue
             if np.isnan(target):

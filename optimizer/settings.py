@@ -96,6 +96,14 @@ class DecisionPoint(_Strict):
         description="look for the least cost at this share of the best arm's quality, in place of "
         "the weights, which then make only the reward that people read",
     )
+    quality_price_usd: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="what one point of quality (from 0 to 1) is worth for one request: policies "
+        "maximise `quality_price_usd * quality - cost_usd`, in place of the weights; needs "
+        "`cost_cap_usd`, excludes `quality_floor`",
+    )
     policy: PolicySettings = Field(PolicySettings(), description="how it decides")
     control_share: float = Field(
         0.05, ge=0, le=0.5, description="permanent share of units that are decided uniformly"
@@ -131,7 +139,13 @@ class DecisionPoint(_Strict):
 
     def objective(self) -> Objective:
         """What is maximised here."""
-        return Objective(self.weights, self.cost_cap_usd, self.latency_cap_s, self.quality_floor)
+        return Objective(
+            self.weights,
+            self.cost_cap_usd,
+            self.latency_cap_s,
+            self.quality_floor,
+            quality_price_usd=self.quality_price_usd,
+        )
 
     @property
     def static_index(self) -> int:

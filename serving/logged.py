@@ -14,7 +14,7 @@ from optimizer.errors import InvalidToken
 from optimizer.features import unpack
 from optimizer.offpolicy.logged import LoggedDecisions, LoggedRow
 from optimizer.records import Arm, Outcome
-from serving.tokens import FALLBACK, Decision, parse
+from serving.tokens import FALLBACK, ROLES, Decision, parse
 
 __all__ = ["LiveLog", "learned_until", "read_log"]
 
@@ -117,6 +117,7 @@ def read_log(
                     decision.propensity,
                     decision.decided_at,
                     Outcome(*(known or _UNKNOWN)),
+                    ROLES[decision.role],
                 )
             )
     rows.sort(key=lambda row: row.decided_at)

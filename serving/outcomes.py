@@ -26,27 +26,41 @@ def recent_outcomes(
     return [Outcome(*known) for _, known in sorted(rows, reverse=True, key=lambda row: row[0])]
 
 
-def outcomes_frame(dsn: str, decision_point: str, start: datetime, end: datetime) -> pd.DataFrame:
+def outcomes_frame(
+    dsn: str, decision_point: str, start: datetime, end: datetime, newest: int | None = None
+) -> pd.DataFrame:
     """Every logged decision of a time span with what is known about its outcome.
+
+    Parameters
+    ----------
+    start, end
+        With time zone; the end is not included.
+    newest
+        Read at most so many, the newest.
 
     Returns
     -------
     One row a decision in time order: decided_at (UTC), model, role, propensity, policy_version,
-    quality, cost_usd, latency_s, feedback; NaN where unknown.
+    half (0 or 1: a coin of the decision's own, for self-checks), quality, cost_usd, latency_s,
+    feedback; NaN where unknown.
     """
     query = """
         SELECT d.decided_at, d.model, d.role, d.propensity, d.policy_version,
+               get_byte(uuid_send(d.decision_id), 15) & 1,
                r.known_after[1], r.known_after[2], r.known_after[3], r.known_after[4]
-        FROM decisions d LEFT JOIN LATERAL (
+        FROM (
+            SELECT * FROM decisions
+            WHERE decision_point = %s AND decided_at >= %s AND decided_at < %s
+            ORDER BY decided_at DESC, decision_id DESC LIMIT %s) d
+        LEFT JOIN LATERAL (
             SELECT known_after FROM rewards r WHERE r.decision_id = d.decision_id
             ORDER BY position DESC LIMIT 1) r ON true
-        WHERE d.decision_point = %s AND d.decided_at >= %s AND d.decided_at < %s
         ORDER BY d.decided_at, d.decision_id
     """
     numbers = ["propensity", "policy_version", "quality", "cost_usd", "latency_s", "feedback"]
-    columns = ["decided_at", "model", "role", *numbers]
+    columns = ["decided_at", "model", "role", *numbers[:2], "half", *numbers[2:]]
     with psycopg.connect(dsn) as connection:
-        rows = connection.execute(query, (decision_point, start, end)).fetchall()
+        rows = connection.execute(query, (decision_point, start, end, newest)).fetchall()
     frame = pd.DataFrame(rows, columns=columns)
     frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
     frame[numbers] = frame[numbers].astype(float)

@@ -23,6 +23,7 @@ from serving.live_point import LivePoint
 from serving.metrics import ReplicaMetrics
 from serving.outcomes import recent_outcomes
 from serving.reward_writer import RewardWriter, connect
+from serving.savings import ControlReader
 from serving.snapshots import SnapshotStore
 from serving.tokens import TokenSigner
 
@@ -53,6 +54,7 @@ class ReplicaState:
         self.signer = TokenSigner([key.get_secret_value() for key in settings.token_keys])
         self.rewards = RewardWriter(settings.postgres_dsn())
         self.log = DecisionLog(settings.postgres_dsn())
+        self._control = ControlReader(settings.postgres_dsn())
         embedder = Embedder()
         self.points = {
             point.name: LivePoint(point, embedder, self.signer, self.log.add)
@@ -115,7 +117,7 @@ class ReplicaState:
         }
 
     def details(self, name: str) -> dict[str, Any]:
-        """Arms, plan, versions, recent reward and counts; reads PostgreSQL and Valkey.
+        """Arms, plan, versions, recent reward, control and counts; reads PostgreSQL and Valkey.
 
         Raises
         ------
@@ -132,6 +134,7 @@ class ReplicaState:
                     "SELECT decisions FROM decision_counts WHERE decision_point = %s", (name,)
                 ).fetchone()
                 recent = recent_outcomes(connection, name, 1000)
+            compared = self._control.read(point)
         except psycopg.Error as error:
             raise Unavailable("PostgreSQL") from error
         newest = None
@@ -159,6 +162,7 @@ class ReplicaState:
             ],
             "weights": point.weights.model_dump(),
             "plan": _plan(live),
+            **compared,
             "decisions": row[0] if row else 0,
             "rewards": rewards,
             "learned": newest.position if newest else 0,

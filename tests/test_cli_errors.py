@@ -40,6 +40,7 @@ CASES = [
     (["replay", "paretobandit", "--budget", "-1"], "budget=-1.0"),
     (["replay", "paretobandit", "--budget", "5", "--quality-floor", "0.9"], "budget=5.0"),
     (["replay", "paretobandit", "--quality-floor", "1.2"], "quality_floor=1.2"),
+    (["replay", "paretobandit", "--quality-price", "0"], "quality_price_usd=0.0"),
     (["replay", "paretobandit", "--frozen-after", "-1"], "frozen_after=-1"),
     (["replay", "paretobandit", "--report", "/dev/null"], "report='/dev/null'"),
 ]

@@ -13,7 +13,7 @@ from optimizer.reward import Objective, Weights
 START = datetime(2026, 1, 2, 3, tzinfo=UTC)
 END = START + timedelta(hours=1)
 OBJECTIVE = Objective(Weights(), cost_cap_usd=0.01)
-COLUMNS = "decided_at model role propensity policy_version quality cost_usd latency_s feedback"
+COLUMNS = "decided_at model role propensity policy_version half quality cost_usd latency_s feedback"
 
 
 def outcomes(rows: int, *, control_share: float = 0.1, seed: int = 1) -> pd.DataFrame:
@@ -28,6 +28,7 @@ def outcomes(rows: int, *, control_share: float = 0.1, seed: int = 1) -> pd.Data
             "role": np.where(control, "control", "champion"),
             "propensity": 0.5,
             "policy_version": 3.0,
+            "half": np.arange(rows) // 2 % 2,
             "quality": (random.random(rows) < 0.9) * 1.0,
             "cost_usd": np.where(large, 0.008, 0.001),
             "latency_s": np.nan,
@@ -48,7 +49,15 @@ def test_the_saving_is_found_with_its_interval() -> None:
     assert cost.saving.low is not None and cost.saving.high is not None
     assert 0.3 < cost.saving.low < 1 - 1.7 / 4.5 < cost.saving.high < 0.8
     assert cost.difference.high is not None and cost.difference.high < 0
-    assert summary.control_share_as_planned
+    assert summary.readiness.ready and summary.readiness.trusted
+    saved = cost.saved_per_1000
+    assert saved.low is not None and saved.high is not None and saved.value is not None
+    assert saved.low < saved.value < saved.high
+    assert saved.value == pytest.approx(2.8, abs=0.6)
+    text = page("chat", START, END, summary)
+    assert "USD per 1,000 requests (" in text and "Not ready" not in text
+    assert figures(summary)["saved_usd_per_1000"] == saved.value
+    assert figures(summary)["ready"] == 1.0
     assert sum(summary.arm_shares["control"].values()) == pytest.approx(1.0)
 
 
@@ -68,8 +77,30 @@ def test_fallback_and_incomplete_decisions_are_counted_and_left_out() -> None:
 
 def test_a_share_of_control_against_the_settings_is_red() -> None:
     summary = summarise(outcomes(2000, control_share=0.3), OBJECTIVE, 0.1)
-    assert not summary.control_share_as_planned
+    assert not summary.readiness.trusted
     assert "Do not trust the comparison" in page("chat", START, END, summary)
+    assert figures(summary)["ready"] == 0.0
+
+
+def test_a_fallback_takes_the_place_of_the_policy_and_not_of_control() -> None:
+    frame = outcomes(4000)
+    frame.loc[(frame["role"] == "champion") & (frame.index % 2 == 0), "role"] = "fallback"
+    assert summarise(frame, OBJECTIVE, 0.1).readiness.ready
+
+
+def test_halves_of_the_control_that_differ_are_red() -> None:
+    frame = outcomes(6000)
+    frame.loc[(frame["role"] == "control") & (frame["half"] == 1), "quality"] = 0.1
+    readiness = summarise(frame, OBJECTIVE, 0.1).readiness
+    assert not readiness.trusted
+    assert len(readiness.reasons) == 1 and "halves of control differ" in readiness.reasons[0]
+
+
+def test_right_traffic_is_hardly_ever_red() -> None:
+    for seed in range(40):
+        for rows in (60, 500, 3000):
+            readiness = summarise(outcomes(3000, seed=seed)[:rows], OBJECTIVE, 0.1).readiness
+            assert readiness.trusted, (seed, rows, readiness)
 
 
 def test_no_traffic_is_said() -> None:
@@ -93,7 +124,9 @@ def test_no_complete_outcome_is_said() -> None:
 
 def test_few_controls_give_no_interval() -> None:
     summary = summarise(outcomes(40), OBJECTIVE, 0.1)
-    assert "not enough data" in page("chat", START, END, summary)
+    text = page("chat", START, END, summary)
+    assert "not enough data" in text and "Not ready for conclusions yet" in text
+    assert summary.readiness.trusted and not summary.readiness.ready
 
 
 def test_rewards_are_those_of_the_objective() -> None:

@@ -29,6 +29,7 @@ class LoggedRow(NamedTuple):
     propensity: float
     decided_at: float
     outcome: Outcome
+    role: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class LoggedDecisions:
         Shape (n,), US dollars and seconds, 0 or more or NaN.
     arm_names
         Length k: the model of each arm, or a longer name where a model has several arms.
+    roles
+        Shape (n,): who decided ("champion", "control"); None where the log does not tell.
     """
 
     features: Matrix
@@ -62,6 +65,7 @@ class LoggedDecisions:
     latency_s: Vector
     feedback: Vector
     arm_names: tuple[str, ...]
+    roles: npt.NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.arms)
@@ -81,6 +85,8 @@ class LoggedDecisions:
             ~drawn,
             "the probability with which the arm was drawn, in (0, 1]",
         )
+        if self.roles is not None and len(self.roles) != rows:
+            raise InvalidRecording("role", len(self.roles), f"{rows} rows, as of arms")
         later = np.diff(self.decided_at, prepend=-np.inf) >= 0
         _refuse("decided_at", self.decided_at, ~later, "known, and in the order of time")
         for name in OUTCOMES:
@@ -106,7 +112,14 @@ class LoggedDecisions:
             If none is left.
         """
         names = ("features", "arms", "propensities", "decided_at", *OUTCOMES)
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        kept = {name: getattr(self, name)[chosen] for name in names}
+        return replace(self, **kept, roles=None if self.roles is None else self.roles[chosen])
+
+    def of_role(self, role: str) -> LoggedDecisions | None:
+        """Decisions of one role; None if there is none, or the log does not tell roles."""
+        if self.roles is None or role not in self.roles:
+            return None
+        return self.rows(self.roles == role)
 
     def after(self, seconds: float) -> LoggedDecisions | None:
         """Decisions made after a Unix time; None if there is none."""
@@ -154,6 +167,7 @@ class LoggedDecisions:
             np.array([row.decided_at for row in rows]),
             **dict(zip(OUTCOMES, known.T, strict=True)),
             arm_names=arm_names,
+            roles=_roles([row.role for row in rows]),
         )
 
     @classmethod
@@ -166,8 +180,9 @@ class LoggedDecisions:
         ----------
         frame
             Columns ``decided_at`` (date and time, or Unix seconds), ``model``, ``propensity``; what
-            is known of ``quality, cost_usd, latency_s, feedback``; and any number of columns whose
-            names begin with ``feature_``. A column of ones is put first unless it is there.
+            is known of ``quality, cost_usd, latency_s, feedback``; ``role``, if known; and any
+            number of columns whose names begin with ``feature_``. A column of ones is put first
+            unless it is there.
         arm_names
             All arms, in order; those that were drawn, by name, if None.
 
@@ -207,6 +222,7 @@ class LoggedDecisions:
             _numbers(frame["propensity"]),
             _numbers(frame["decided_at"]),
             arm_names=names,
+            roles=_roles(frame["role"].tolist()) if "role" in frame else None,
             **known,
         )
 
@@ -218,10 +234,17 @@ class LoggedDecisions:
                 "model": np.array(self.arm_names)[self.arms],
                 "propensity": self.propensities,
                 **{name: getattr(self, name) for name in OUTCOMES},
+                **({} if self.roles is None else {"role": self.roles}),
             }
         )
         names = [f"{FEATURE_PREFIX}{index}" for index in range(self.features.shape[1])]
         return pd.concat([frame, pd.DataFrame(self.features, columns=names)], axis=1)
+
+
+def _roles(roles: Sequence[str | None]) -> npt.NDArray[np.str_] | None:
+    """None where it is not told of every row."""
+    told = [role for role in roles if isinstance(role, str)]
+    return np.array(told) if len(told) == len(roles) else None
 
 
 def _seconds(column: pd.Series[float]) -> Vector:

@@ -9,7 +9,7 @@ import numpy as np
 
 from optimizer.records import Indices, Matrix, Vector
 
-__all__ = ["Predictions", "predict"]
+__all__ = ["Predictions", "predict", "predict_arms"]
 
 _GROWTH = 0.1
 _RIDGE = 3.0
@@ -37,6 +37,21 @@ class Predictions:
 
 
 def predict(features: Matrix, arms: Indices, values: Vector, probabilities: Matrix) -> Predictions:
+    """What `predict_arms` expects of a target policy and of the arms that were drawn.
+
+    Parameters
+    ----------
+    features, arms, values
+        As for `predict_arms`.
+    probabilities
+        Shape (n, k): of the target policy.
+    """
+    expected = predict_arms(features, arms, values, probabilities.shape[1])
+    of_target: Vector = (probabilities * expected).sum(axis=1)
+    return Predictions(of_target, expected[np.arange(len(arms)), arms])
+
+
+def predict_arms(features: Matrix, arms: Indices, values: Vector, count: int) -> Matrix:
     """Ridge regression for each arm, fitted anew after every tenth more rows.
 
     A row is predicted only from rows before its block (cross-fitting in time), so that its weighted
@@ -55,30 +70,32 @@ def predict(features: Matrix, arms: Indices, values: Vector, probabilities: Matr
         Shape (n,), in [0, k).
     values
         Shape (n,), finite.
-    probabilities
-        Shape (n, k): of the target policy.
+    count
+        Number of arms, k.
+
+    Returns
+    -------
+    Shape (n, k).
 
     References
     ----------
     Kato, Ishihara, Honda, Narita: Efficient adaptive experimental design for average treatment
     effect estimation (2020), for fitting on the past only.
     """
-    size, count = features.shape[1], probabilities.shape[1]
-    of_target, of_drawn = np.zeros(values.size), np.zeros(values.size)
+    size = features.shape[1]
+    result = np.zeros((values.size, count))
     gram = np.zeros((count, size, size))
     moment = np.zeros((count, size))
     for start, stop in _blocks(values.size):
         block = features[start:stop]
         if start:
             expected = block @ _fit(gram, moment).T
-            expected = np.clip(expected, values[:start].min(), values[:start].max())
-            of_target[start:stop] = (probabilities[start:stop] * expected).sum(axis=1)
-            of_drawn[start:stop] = expected[np.arange(stop - start), arms[start:stop]]
+            result[start:stop] = np.clip(expected, values[:start].min(), values[:start].max())
         for arm in np.unique(arms[start:stop]):
             rows = block[arms[start:stop] == arm]
             gram[arm] += rows.T @ rows
             moment[arm] += values[start:stop][arms[start:stop] == arm] @ rows
-    return Predictions(of_target, of_drawn)
+    return result
 
 
 def _blocks(rows: int) -> Iterator[tuple[int, int]]:
