@@ -36,6 +36,9 @@ class RunningExperiment(Struct, frozen=True):
         Also the salt of its splits.
     share
         In (0, 1]: of the units that are not control.
+    begin
+        In [0, 1): its units are those whose place on the layer of experiments is in
+        ``[begin, begin + share)``. It is kept, so that no unit moves when another experiment ends.
     arms
         For each variant the ids of its arms (hexadecimal), one or more.
     weights
@@ -52,6 +55,7 @@ class RunningExperiment(Struct, frozen=True):
     weights: tuple[float, ...]
     sticky: bool = True
     contextual: bool = False
+    begin: float = 0.0
 
 
 class RoutingPlan(Struct, frozen=True):
