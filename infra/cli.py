@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.experiments_cli import experiments
 from infra.terminal import errors_shown, on_stderr, print_json
 
 __all__ = ["main"]
@@ -19,6 +20,8 @@ main = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+main.add_typer(experiments, name="experiments")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 

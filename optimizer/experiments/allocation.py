@@ -12,12 +12,13 @@ from optimizer.errors import InvalidInput
 from optimizer.experiments.experiment import Design
 from optimizer.experiments.moments import Moments
 from optimizer.policies.exploration import Thompson
+from optimizer.records import Matrix
 
-__all__ = ["FLOOR", "first_weights", "thompson_weights"]
+__all__ = ["FLOOR", "first_weights", "least_weight", "thompson_weights", "with_floor"]
 
 FLOOR = 0.05
-"""Smallest weight of a variant under Thompson sampling (half of an equal share, if that is less):
-what the analysis divides by never comes near 0."""
+"""Smallest weight of a variant where the allocation is adaptive (half of an equal share, if that is
+less): what the analysis divides by never comes near 0."""
 
 
 def first_weights(design: Design) -> tuple[float, ...]:
@@ -27,9 +28,33 @@ def first_weights(design: Design) -> tuple[float, ...]:
     return tuple(weight / total for weight in given)
 
 
-def thompson_weights(
-    rewards: Sequence[Moments], *, span: float, floor: float = FLOOR
-) -> tuple[float, ...]:
+def least_weight(number: int) -> float:
+    """The floor with so many variants."""
+    return min(FLOOR, 0.5 / number)
+
+
+def with_floor(probabilities: Matrix) -> Matrix:
+    """Mixed with equal shares, so that none is below `least_weight`.
+
+    A contextual experiment uses it on what the champion's policy says of its arms.
+
+    Parameters
+    ----------
+    probabilities
+        Shape (..., k), each row of sum 1.
+
+    Examples
+    --------
+    >>> with_floor(np.array([1.0, 0.0])).round(3).tolist()
+    [0.95, 0.05]
+    """
+    number = probabilities.shape[-1]
+    least = least_weight(number)
+    mixed: Matrix = least + (1.0 - number * least) * probabilities
+    return mixed
+
+
+def thompson_weights(rewards: Sequence[Moments], *, span: float) -> tuple[float, ...]:
     r"""The probability that each variant is the best (Thompson 1933), mixed with a floor.
 
     A variant's mean is taken as Gaussian around the observed mean with variance
@@ -43,8 +68,6 @@ def thompson_weights(
         One a variant, at least two; more is better (negate costs).
     span
         Width of the range a reward can lie in, above 0.
-    floor
-        In [0, 1]: smallest weight; at most half of an equal share is used.
 
     Returns
     -------
@@ -58,8 +81,6 @@ def thompson_weights(
     """
     if not span > 0:
         raise InvalidInput("span", span, "the width of a range, above 0")
-    if not 0 <= floor <= 1:
-        raise InvalidInput("floor", floor, "a probability")
     number = len(rewards)
     if min(one.count for one in rewards) < ENOUGH:
         return (1.0 / number,) * number
@@ -71,6 +92,5 @@ def thompson_weights(
         ]
     )
     best = Thompson().probabilities(mean, std, sum(one.count for one in rewards))
-    least = min(floor, 0.5 / number)
-    weights = least + (1.0 - number * least) * best
+    weights = with_floor(best)
     return tuple((weights / weights.sum()).tolist())
