@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.experiments_cli import experiments
 from infra.pareto_cli import pareto
 from infra.terminal import errors_shown, on_stderr, print_json
 
@@ -20,6 +21,8 @@ main = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+main.add_typer(experiments, name="experiments")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 

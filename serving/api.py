@@ -13,6 +13,7 @@ import msgspec
 from optimizer.errors import InvalidInput, LlmoptError, TooLarge, Unavailable
 from optimizer.records import Outcome
 from serving.decider import Decider, unknown_point
+from serving.experiment_routes import ExperimentRoutes
 from serving.fast_lane import SINGLE_LIMIT
 from serving.ledger import RewardEvent
 from serving.micro_batch import MicroBatch
@@ -58,6 +59,7 @@ class Api:
         self._decider = Decider(state.points, state.metrics)
         self.batch = MicroBatch(self._decider, state.settings.serving.queue, state.metrics)
         self.requests = state.metrics.requests
+        experiments = ExperimentRoutes(state.settings)
         routes = (
             _Route("POST", "/v1/decisions", self._decide, SINGLE_LIMIT),
             _Route("POST", "/v1/rewards", self._reward, SINGLE_LIMIT),
@@ -65,6 +67,13 @@ class Api:
             _Route("POST", "/v1/rewards/batch", self._reward_batch, _BATCH_LIMIT),
             _Route("GET", "/v1/decision-points", self._points),
             _Route("GET", "/v1/decision-points/{name}", self._point),
+            _Route("GET", "/v1/experiments", experiments.list),
+            _Route("POST", "/v1/experiments", experiments.create, SINGLE_LIMIT),
+            _Route("GET", "/v1/experiments/{id}", experiments.report),
+            _Route("POST", "/v1/experiments/{id}/start", experiments.start, SINGLE_LIMIT),
+            _Route("POST", "/v1/experiments/{id}/pause", experiments.pause, SINGLE_LIMIT),
+            _Route("POST", "/v1/experiments/{id}/stop", experiments.stop, SINGLE_LIMIT),
+            _Route("POST", "/v1/experiments/{id}/archive", experiments.archive, SINGLE_LIMIT),
             _Route("GET", "/healthz", self._healthz),
             _Route("GET", "/readyz", self._readyz),
             _Route("GET", "/metrics", self._metrics),
@@ -110,18 +119,22 @@ class Api:
         await send({"type": "http.response.body", "body": response.body})
 
     def _cold_route(self, method: str, path: str) -> tuple[_Route | None, str]:
-        head, _, name = path.rpartition("/")
-        if head == "/v1/decision-points" and name:
-            return self.routes.get((method, "/v1/decision-points/{name}")), name
+        for template in self._paths:
+            argument = _argument(template, path)
+            if argument and (route := self.routes.get((method, template))) is not None:
+                return route, argument
         return None, ""
 
     def _no_route(self, method: str, path: str) -> Response:
-        known = path in self._paths or path.startswith("/v1/decision-points/")
-        allowed = [route.method for route in self.routes.values() if route.path == path]
-        status, title = (405, "Method not allowed") if known else (404, "Not found")
+        allowed = [
+            route.method
+            for route in self.routes.values()
+            if route.path == path or _argument(route.path, path)
+        ]
+        status, title = (405, "Method not allowed") if allowed else (404, "Not found")
         detail = (
-            f"{method} is not for {path}; use {', '.join(allowed) or 'GET'}"
-            if known
+            f"{method} is not for {path}; use {', '.join(allowed)}"
+            if allowed
             else f"no such path; see /docs for those there are: {', '.join(sorted(self._paths))}"
         )
         content = {
@@ -129,8 +142,8 @@ class Api:
             "title": title,
             "status": status,
             "detail": detail,
-            "field": "method" if known else "path",
-            "value": method if known else shorten(path),
+            "field": "method" if allowed else "path",
+            "value": method if allowed else shorten(path),
         }
         return Response(status, msgspec.json.encode(content), PROBLEM)
 
@@ -213,6 +226,16 @@ class Api:
 
     async def _docs(self, body: bytes, argument: str) -> Response:
         return Response(200, page().encode(), b"text/html; charset=utf-8")
+
+
+def _argument(template: str, path: str) -> str:
+    """What stands in a path in the place of the braces of its template; "" if it is another's."""
+    head, _, rest = template.partition("{")
+    tail = rest.partition("}")[2]
+    if not rest or not path.startswith(head) or not path.endswith(tail):
+        return ""
+    argument = path[len(head) : len(path) - len(tail)]
+    return "" if "/" in argument else argument
 
 
 async def _body(receive: Receive, limit: int) -> bytes:

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from optimizer.experiments.experiment import Design, Experiment
+from serving.experiment_routes import ActionBody, ReportResponse, StopBody
 from serving.schema import (
     ContextBody,
     DecisionBody,
@@ -22,7 +24,18 @@ from serving.schema import (
 
 __all__ = ["document", "page"]
 
-_COMPONENTS = (ContextBody, DecisionBody, DecisionResponse, RewardBody, RewardResponse)
+_COMPONENTS = (
+    ContextBody,
+    DecisionBody,
+    DecisionResponse,
+    RewardBody,
+    RewardResponse,
+    Design,
+    Experiment,
+    ActionBody,
+    StopBody,
+    ReportResponse,
+)
 
 
 def _reference(name: str) -> dict[str, Any]:
@@ -65,6 +78,43 @@ def _answers(name: str) -> dict[str, Any]:
     return {"type": "object", "properties": {"items": {"type": "array", "items": either}}}
 
 
+def _in_path(name: str) -> list[dict[str, Any]]:
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
+
+
+def _experiment_paths() -> dict[str, Any]:
+    experiment, report = _reference("Experiment"), _reference("ReportResponse")
+    several = {
+        "type": "object",
+        "properties": {"experiments": {"type": "array", "items": experiment}},
+    }
+    paths: dict[str, Any] = {
+        "/v1/experiments": {
+            "get": _operation("The newest experiments", 200, several),
+            "post": _operation("Create an experiment", 201, experiment, _reference("Design")),
+        },
+        "/v1/experiments/{id}": {
+            "get": _operation("An experiment and what it has found", 200, report)
+        },
+    }
+    for action, summary, answer, body in (
+        ("start", "Give an experiment units, also after a pause", experiment, "ActionBody"),
+        ("pause", "Serve its units as all others for now", experiment, "ActionBody"),
+        ("stop", "End an experiment", report, "StopBody"),
+        ("archive", "Put an experiment away", experiment, "ActionBody"),
+    ):
+        operation = _operation(summary, 200, answer, _reference(body))
+        operation["requestBody"]["required"] = False
+        paths[f"/v1/experiments/{{id}}/{action}"] = {"post": operation}
+    for path, methods in paths.items():
+        for operation in methods.values():
+            operation["responses"]["503"] = _PROBLEM_RESPONSE
+            if "{id}" in path:
+                operation["parameters"] = _in_path("id")
+                operation["responses"]["4XX"] = _PROBLEM_RESPONSE
+    return paths
+
+
 @cache
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document of every route."""
@@ -88,9 +138,7 @@ def document() -> dict[str, Any]:
     }
     anything = {"type": "object"}
     point = _operation("Arms, policy versions, recent reward and counts", 200, anything)
-    point["parameters"] = [
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    ]
+    point["parameters"] = _in_path("name")
     point["responses"]["404"] = _PROBLEM_RESPONSE
     ready = _operation("It can decide", 200)
     ready["responses"]["503"] = _PROBLEM_RESPONSE
@@ -126,6 +174,7 @@ def document() -> dict[str, Any]:
         "/v1/rewards/batch": {"post": many_rewards},
         "/v1/decision-points": {"get": _operation("The decision points there are", 200, anything)},
         "/v1/decision-points/{name}": {"get": point},
+        **_experiment_paths(),
         "/healthz": {"get": _operation("The process lives", 200)},
         "/readyz": {"get": ready},
         "/metrics": {"get": _operation("Prometheus metrics", 200)},
