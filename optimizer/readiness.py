@@ -21,7 +21,6 @@ from optimizer.experiments.self_check import SelfCheck, readiness, self_check, s
 
 __all__ = ["ControlReadiness", "control_readiness"]
 
-_NOT_SERVED = "shadow"
 _CHECKED = ("quality", "cost_usd", "latency_s")
 
 
@@ -72,10 +71,9 @@ def control_readiness(
 
 
 def _ratio(frame: pd.DataFrame, control_share: float) -> RatioCheck:
-    """Control against all others that served; the fallback stands in for the policy only."""
-    served = frame["role"][frame["role"] != _NOT_SERVED]
-    control = int((served == "control").sum())
-    return sample_ratio((control, len(served) - control), (control_share, 1.0 - control_share))
+    """Control against all others; the fallback stands in for a policy only."""
+    control = int((frame["role"] == "control").sum())
+    return sample_ratio((control, len(frame) - control), (control_share, 1.0 - control_share))
 
 
 def _halves(frame: pd.DataFrame) -> SelfCheck | None:

@@ -11,14 +11,18 @@ import queue
 import threading
 import time
 
+import psycopg
+
 from feature_repo.embedding import Embedder
 from optimizer.errors import Unavailable
 from optimizer.settings import DecisionPoint, Settings
 from registry.description import PolicyDescription
 from registry.versions import PolicyRegistry
+from serving import experiments
 from serving.learner import Learner
 from serving.live_point import make_encoder
 from serving.policy_line import Checkpoint
+from serving.reward_writer import connect
 
 __all__ = ["Learning"]
 
@@ -28,6 +32,7 @@ _PUSH_UNCHANGED_S = 5.0
 """Without new rewards only the decay goes on."""
 _LOG_EVERY_S = 10.0
 _REGISTRY_RETRY_S = 5.0
+_TEND_EVERY_S = 5.0
 
 _Version = tuple[DecisionPoint, str, bytes, int, str | None]
 """Settings, variant, state, ledger position, alias."""
@@ -55,7 +60,7 @@ class Learning:
         }
         self._threads = [
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
-            for work in (self._push_statistics, self._register_versions)
+            for work in (self._push_statistics, self._register_versions, self._tend_experiments)
         ]
 
     def start(self) -> None:
@@ -137,6 +142,20 @@ class Learning:
             metrics=metrics,
             kept=self._settings.learner.versions_kept,
         )
+
+    def _tend_experiments(self) -> None:
+        """Stop experiments that are done, and move the weights of adaptive ones."""
+        while not self._stop.wait(_TEND_EVERY_S):
+            try:
+                with connect(self._settings.postgres_dsn()) as connection:
+                    for name in self._learners:
+                        experiments.tend(
+                            connection, self._settings, name, actor="learner", now=time.time()
+                        )
+            except psycopg.Error as error:
+                _LOG.warning("experiments wait, PostgreSQL is away: %s", error)
+            except Exception:
+                _LOG.exception("experiments could not be tended")
 
     def _push_statistics(self) -> None:
         from feature_repo.store import FeatureStoreClient  # Feast takes seconds to import

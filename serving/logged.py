@@ -23,12 +23,13 @@ _UNKNOWN = (None, None, None, None)
 
 _COUNT = """
 SELECT count(*) FROM decisions WHERE decision_point = %s AND decided_at >= %s AND decided_at < %s
+    AND role <> 'shadow'
 """
 _NEWEST = """
 SELECT d.token, r.known_after
 FROM (
     SELECT decision_id, decided_at, token FROM decisions
-    WHERE decision_point = %s AND decided_at >= %s AND decided_at < %s
+    WHERE decision_point = %s AND decided_at >= %s AND decided_at < %s AND role <> 'shadow'
     ORDER BY decided_at DESC, decision_id DESC LIMIT %s
 ) d
 LEFT JOIN LATERAL (

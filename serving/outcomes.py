@@ -29,7 +29,7 @@ def recent_outcomes(
 def outcomes_frame(
     dsn: str, decision_point: str, start: datetime, end: datetime, newest: int | None = None
 ) -> pd.DataFrame:
-    """Every logged decision of a time span with what is known about its outcome.
+    """Every decision that was served in a time span with what is known about its outcome.
 
     Parameters
     ----------
@@ -51,6 +51,7 @@ def outcomes_frame(
         FROM (
             SELECT * FROM decisions
             WHERE decision_point = %s AND decided_at >= %s AND decided_at < %s
+                AND role <> 'shadow'
             ORDER BY decided_at DESC, decision_id DESC LIMIT %s) d
         LEFT JOIN LATERAL (
             SELECT known_after FROM rewards r WHERE r.decision_id = d.decision_id
