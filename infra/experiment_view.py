@@ -103,7 +103,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
         _draw_intervals(
             differences, times, [look["differences"][place] for look in looks], name, place + 1
         )
-    differences.axhline(0.0, color="black", linewidth=0.8)
+    differences.axhline(0.0, color="black", linewidth=0.8, label=names[0])
     differences.set_ylabel(f"{report['measure']} minus that of {names[0]}")
     differences.legend()
     there = [(time, look) for time, look in zip(times, looks, strict=True) if look["shares"]]

@@ -24,6 +24,7 @@ from msgspec import structs
 from optimizer.errors import InvalidInput, UnknownName
 from optimizer.experiments.allocation import first_weights, thompson_weights
 from optimizer.experiments.analysis import Report, analyse, goodness
+from optimizer.experiments.comparisons import planned_samples
 from optimizer.experiments.experiment import Design, Experiment, free_stretch, resolve
 from optimizer.rollout.plan import RoutingPlan, RunningExperiment
 from optimizer.settings import Settings
@@ -86,6 +87,7 @@ def create(
         design=design,
         arms=resolve(design, point.records()),
         weights=first_weights(design),
+        planned=planned_samples(design),
         created_at=now,
         reason="created",
     )

@@ -14,7 +14,6 @@ from optimizer.experiments.comparisons import (
     Pair,
     compare,
     moments_of,
-    planned_samples,
 )
 from optimizer.experiments.experiment import BOUNDED, Design, Experiment
 from optimizer.experiments.moments import Moments
@@ -183,7 +182,7 @@ def analyse(
     outcomes = rows.counts(number, known=True)
     decisions = rows.counts(number, known=False)
     ratio = _ratio(experiment, decisions)
-    planned = planned_samples(design) if design.analysis == "fixed_horizon" else None
+    planned = experiment.planned if design.analysis == "fixed_horizon" else None
     variants = _variants(experiment, rows, decisions, outcomes)
     report = Report(
         at=now,
@@ -250,7 +249,7 @@ def _variants(
     outcomes: tuple[int, ...],
 ) -> tuple[VariantReport, ...]:
     design = experiment.design
-    means, pairs = _compared(design, rows)
+    means, pairs = _compared(experiment, rows)
     lines = []
     for place, variant in enumerate(design.variants):
         pair = pairs[place - 1] if place else Pair()
@@ -271,10 +270,13 @@ def _variants(
     return tuple(lines)
 
 
-def _compared(design: Design, rows: _Rows) -> tuple[tuple[float | None, ...], tuple[Pair, ...]]:
+def _compared(
+    experiment: Experiment, rows: _Rows
+) -> tuple[tuple[float | None, ...], tuple[Pair, ...]]:
     known = ~np.isnan(rows.value)
     return compare(
-        design,
+        experiment.design,
+        experiment.planned,
         rows.variant[known],
         rows.value[known],
         rows.propensity[known],
@@ -303,7 +305,7 @@ def _history(experiment: Experiment, rows: _Rows, now: float) -> tuple[Look, ...
         fresh = counts - seen
         seen = counts
         total = int(fresh.sum())
-        _, pairs = _compared(experiment.design, before)
+        _, pairs = _compared(experiment, before)
         looks.append(
             Look(
                 at,

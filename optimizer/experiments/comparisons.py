@@ -49,7 +49,11 @@ class Pair(Struct, frozen=True):
 
 
 def compare(
-    design: Design, variant: Indices, value: Vector, propensity: Vector
+    design: Design,
+    planned: int | None,
+    variant: Indices,
+    value: Vector,
+    propensity: Vector,
 ) -> tuple[tuple[float | None, ...], tuple[Pair, ...]]:
     """Means of the variants, and each of the others against the first.
 
@@ -58,17 +62,20 @@ def compare(
     design
         Which test, and at which level: intervals are those of the level divided by the number of
         comparisons (Bonferroni), p-values are corrected by Holm, which is never less powerful.
+    planned
+        As `planned_samples` gave it when the experiment was made.
     variant, value, propensity
         Shape (n,), in time order: index of the variant, outcome (no NaN), propensity of the arm.
     """
     if design.adaptive:
-        return _adaptive(design, variant, value, propensity)
+        return _adaptive(design, planned, variant, value, propensity)
     moments = moments_of(variant, value, len(design.variants))
     means = tuple(one.mean if one.count else None for one in moments)
     if design.analysis == "fixed_horizon":
-        return means, _at_horizon(design, variant, value, moments)
+        assert planned is not None  # the design makes sure
+        return means, _at_horizon(design, planned, variant, value, moments)
     found = compare_all(
-        moments[1:], moments[0], alpha=design.alpha, span=_span(design), best_at=_best_at(design)
+        moments[1:], moments[0], alpha=design.alpha, span=_span(design), best_at=_best_at(planned)
     )
     pairs = [Pair(_interval(one.difference), one.p_value, one.e_value) for one in found]
     return means, _corrected(pairs)
@@ -83,14 +90,16 @@ def moments_of(variant: Indices, value: Vector, number: int) -> tuple[Moments, .
     return tuple(found)
 
 
-def planned_samples(design: Design) -> int:
-    """Outcomes in each variant for 80 % power, unless the design says how many.
+def planned_samples(design: Design) -> int | None:
+    """Outcomes in each variant for 80 % power at a fixed horizon, unless the design says how many.
 
-    Rests on the widest standard deviation that something in [0, 1] can have.
+    Rests on the widest standard deviation that something in [0, 1] can have. None where there is
+    nothing to plan with: no smallest effect, or a measure whose spread is not known beforehand.
     """
     if design.planned_samples is not None:
         return design.planned_samples
-    assert design.smallest_effect is not None and design.measure in BOUNDED
+    if design.smallest_effect is None or design.measure not in BOUNDED:
+        return None
     from optimizer.experiments.fixed_horizon import mean_size  # seconds to import
 
     both = mean_size(design.smallest_effect, _WIDEST_STD, alpha=_level(design))
@@ -101,11 +110,9 @@ def _level(design: Design) -> float:
     return design.alpha / (len(design.variants) - 1)
 
 
-def _best_at(design: Design) -> float:
+def _best_at(planned: int | None) -> float:
     """Where intervals are tightest: fixed by the design, for it may not follow the data."""
-    if design.measure in BOUNDED and design.smallest_effect is not None:
-        return 2.0 * planned_samples(design)
-    return float(BEST_AT)
+    return float(BEST_AT) if planned is None else 2.0 * planned
 
 
 def _span(design: Design) -> float | None:
@@ -114,10 +121,13 @@ def _span(design: Design) -> float | None:
 
 
 def _at_horizon(
-    design: Design, variant: Indices, value: Vector, moments: Sequence[Moments]
+    design: Design,
+    planned: int,
+    variant: Indices,
+    value: Vector,
+    moments: Sequence[Moments],
 ) -> tuple[Pair, ...]:
     """From exactly the planned number of each variant, the earliest: later looks change nothing."""
-    planned = planned_samples(design)
     if min(one.count for one in moments) < planned:
         return (Pair(),) * (len(moments) - 1)
     first = np.concatenate(
@@ -133,12 +143,16 @@ def _at_horizon(
 
 
 def _adaptive(
-    design: Design, variant: Indices, value: Vector, propensity: Vector
+    design: Design,
+    planned: int | None,
+    variant: Indices,
+    value: Vector,
+    propensity: Vector,
 ) -> tuple[tuple[float | None, ...], tuple[Pair, ...]]:
     """Weighted by inverse propensity: which variant a request got depends on what came before."""
     number = len(design.variants)
     floor = min(least_weight(number), float(propensity.min(initial=1.0)))
-    best_at, span = _best_at(design), _span(design)
+    best_at, span = _best_at(planned), _span(design)
     means = [
         adaptive_mean(value, variant, propensity, place, floor=floor, span=span)
         for place in range(number)

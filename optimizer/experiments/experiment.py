@@ -204,6 +204,9 @@ class Experiment(Struct, frozen=True, kw_only=True):
         For each variant the arms it stands for.
     weights
         For each variant its share of the experiment now, sum 1.
+    planned
+        Outcomes in each variant that the test is planned for, see
+        `optimizer.experiments.comparisons.planned_samples`.
     begin
         Where its stretch of units begins, see `optimizer.experiments.assignment`; None before the
         first start.
@@ -222,6 +225,7 @@ class Experiment(Struct, frozen=True, kw_only=True):
     arms: tuple[tuple[str, ...], ...]
     weights: tuple[float, ...]
     state: State = "draft"
+    planned: int | None = None
     begin: float | None = None
     created_at: float = 0.0
     spans: tuple[Span, ...] = ()
