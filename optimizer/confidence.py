@@ -23,7 +23,6 @@ from optimizer.records import Vector
 __all__ = [
     "BEST_AT",
     "ENOUGH",
-    "PSEUDO_ROWS",
     "Estimate",
     "difference",
     "half_width",
