@@ -133,7 +133,7 @@ def test_the_loop_from_decision_to_a_policy_that_learned(client, learner, state)
         assert (answer.status_code, answer.json()) == (202, {"accepted": True, "duplicate": False})
         answer = client.post("/v1/rewards", json=reward)
         assert answer.json() == {"accepted": True, "duplicate": True}
-    wait_until(lambda: state.points["chat"].snapshot.position == 60)
+    wait_until(lambda: state.points["chat"].shelf.snapshot.position == 60)
     point = client.get("/v1/decision-points/chat").json()
     assert (point["rewards"], point["learned"]) == (60, 60)
     assert point["recent_reward"]["decisions"] == 60

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from infra.cli import main
 from infra.experiment_view import draw, log_experiment, page
 from optimizer.settings import Settings
-from serving import audit
+from serving import audit, plans
 from serving.api import Api
 from serving.replica_state import ReplicaState
 from serving.reward_writer import connect
@@ -54,6 +54,8 @@ def url(platform: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     content = platform.model_dump(mode="json") | {"token_keys": ["00" * 16]}
     file.write_text(yaml.safe_dump(content))
     monkeypatch.setenv("LLMOPT_SETTINGS", str(file))
+    with connect(platform.postgres_dsn()) as connection:
+        plans.ensure(connection, platform.decision_point("chat"), time.time())
     state = ReplicaState(platform)
     port = platform.ports.fast_lane
     server = uvicorn.Server(
