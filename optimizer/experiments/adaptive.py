@@ -190,7 +190,7 @@ def _estimate(
     if rows < ENOUGH:
         return Estimate(value, None, None, count)
     width_of_range = float(np.ptp(outcome)) if span is None else span
-    prior = PSEUDO_ROWS * len(parts) * (width_of_range / floor) ** 2
+    prior = PSEUDO_ROWS * (width_of_range / floor) ** 2
     variance = float(pseudo.var()) + prior / count
     width = float(half_width(float(count), variance, alpha, best_at))
     return Estimate(value, value - width, value + width, count)

@@ -22,7 +22,7 @@ from optimizer.records import Vector
 
 __all__ = ["Readiness", "SelfCheck", "readiness", "self_check", "split"]
 
-ALPHA = 0.001
+ALPHA = 0.002
 """For the whole check, over its whole life: as rare as a false alarm of the ratio check."""
 
 BEST_AT = 10_000.0
