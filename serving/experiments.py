@@ -278,7 +278,7 @@ def tend(
             continue
         frame = experiment_frame(connection, experiment, now)
         objective = settings.decision_point(decision_point).objective()
-        found = analyse(experiment, frame, objective, now)
+        found = analyse(experiment, frame, objective, now, looks=0)
         try:
             if found.stop is not None:
                 stopped.append(

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -26,6 +26,9 @@ from serving.reward_writer import RewardWriter, connect
 from serving.savings import ControlReader
 from serving.snapshots import SnapshotStore
 from serving.tokens import TokenSigner
+
+if TYPE_CHECKING:
+    from feature_repo.store import FeatureStoreClient
 
 __all__ = ["ReplicaState"]
 
@@ -212,12 +215,14 @@ class ReplicaState:
 
     def _follow_statistics(self) -> None:
         """Read the arms' recent statistics; after an hour without them, forget them."""
-        from feature_repo.store import FeatureStoreClient  # Feast takes seconds to import
-
         store: FeatureStoreClient | None = None
         while not self._stop.wait(_STATISTICS_EVERY_S):
             try:
                 if store is None:
+                    # Feast takes seconds to import. It is imported here, since CPython 3.11 fails
+                    # now and then while another thread parses ("AST constructor recursion depth").
+                    from feature_repo.store import FeatureStoreClient
+
                     store = FeatureStoreClient(self.settings)
                     _set_aside_from_collection()
                 for name, live in self.points.items():

@@ -35,8 +35,6 @@ __all__ = [
 Answer = Literal["winner", "no_gain", "undecided", "waiting", "untrusted"]
 Rule = Literal["winner", "no_gain", "longest_s", "planned_samples"]
 
-_LOOKS = 40
-
 
 class VariantReport(Struct, frozen=True):
     """One variant.
@@ -160,7 +158,11 @@ class _Rows(Struct, frozen=True):
 
 
 def analyse(
-    experiment: Experiment, frame: pd.DataFrame, objective: Objective, now: float
+    experiment: Experiment,
+    frame: pd.DataFrame,
+    objective: Objective,
+    now: float,
+    looks: int = 40,
 ) -> Report:
     """Compare the variants with the baseline.
 
@@ -175,6 +177,8 @@ def analyse(
         What a reward is here.
     now
         Unix seconds.
+    looks
+        Length of the history, 0 or more: it takes most of the time.
     """
     design = experiment.design
     number = len(design.variants)
@@ -196,7 +200,7 @@ def analyse(
         ran_s=experiment.ran_s(now),
         variants=variants,
         sample_ratio=ratio,
-        history=_history(experiment, rows, now),
+        history=_history(experiment, rows, now, looks),
     )
     return _concluded(report, design)
 
@@ -290,15 +294,15 @@ def _better(design: Design, pair: Pair) -> bool | None:
     return design.sign * value > 0
 
 
-def _history(experiment: Experiment, rows: _Rows, now: float) -> tuple[Look, ...]:
+def _history(experiment: Experiment, rows: _Rows, now: float, looks: int) -> tuple[Look, ...]:
     """Looks at equal distances of time, from the first start to the end."""
     if not experiment.spans or not rows.at.size:
         return ()
     last = experiment.spans[-1].end
     number = len(experiment.design.variants)
-    looks = []
+    found = []
     seen: npt.NDArray[np.int64] = np.zeros(number, dtype=np.int64)
-    times = np.linspace(experiment.spans[0].start, now if last is None else last, _LOOKS + 1)
+    times = np.linspace(experiment.spans[0].start, now if last is None else last, looks + 1)
     for at in times[1:].tolist():
         before = rows.until(at)
         counts = np.array(before.counts(number, known=False))
@@ -306,7 +310,7 @@ def _history(experiment: Experiment, rows: _Rows, now: float) -> tuple[Look, ...
         seen = counts
         total = int(fresh.sum())
         _, pairs = _compared(experiment, before)
-        looks.append(
+        found.append(
             Look(
                 at,
                 before.counts(number, known=True),
@@ -314,7 +318,7 @@ def _history(experiment: Experiment, rows: _Rows, now: float) -> tuple[Look, ...
                 tuple(pair.difference for pair in pairs),
             )
         )
-    return tuple(looks)
+    return tuple(found)
 
 
 def _concluded(report: Report, design: Design) -> Report:
