@@ -12,6 +12,8 @@ from optimizer.records import Outcome
 
 __all__ = ["outcomes_frame", "recent_outcomes"]
 
+_PIECE = 250
+
 
 def recent_outcomes(
     connection: psycopg.Connection[Any], decision_point: str, limit: int
@@ -60,9 +62,13 @@ def outcomes_frame(
     """
     numbers = ["propensity", "policy_version", "quality", "cost_usd", "latency_s", "feedback"]
     columns = ["decided_at", "model", "role", *numbers[:2], "half", *numbers[2:]]
-    with psycopg.connect(dsn) as connection:
-        rows = connection.execute(query, (decision_point, start, end, newest)).fetchall()
-    frame = pd.DataFrame(rows, columns=columns)
+    pieces: list[pd.DataFrame] = []
+    with psycopg.connect(dsn) as connection, connection.cursor("outcomes", binary=True) as cursor:
+        cursor.execute(query, (decision_point, start, end, newest))
+        # In pieces, since one long fetch would keep a replica's other threads from deciding.
+        while not pieces or len(pieces[-1]) == _PIECE:
+            pieces.append(pd.DataFrame(cursor.fetchmany(_PIECE), columns=columns, dtype=object))
+    frame = pd.concat(pieces, ignore_index=True)
     frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
     frame[numbers] = frame[numbers].astype(float)
     return frame

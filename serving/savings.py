@@ -21,7 +21,7 @@ __all__ = ["DAYS", "ControlReader", "described"]
 DAYS = 7
 """Whole days before today that are looked at."""
 
-NEWEST = 100_000
+NEWEST = 50_000
 """Decisions that are read at most, the newest: the span then starts where they do."""
 
 _SHARE_OF_TIME = 0.05

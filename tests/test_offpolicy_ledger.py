@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from feature_repo.embedding import Embedder
 from infra.cli import main
 from infra.evaluations import EvaluationRequest, run_evaluation
+from infra.pareto_cli import ParetoRequest, run_pareto
 from optimizer.errors import IncompatibleState, InvalidInput, Unavailable, UnknownName
 from optimizer.features import pack
 from optimizer.records import Outcome
@@ -161,6 +162,22 @@ def test_the_command_reads_the_ledger(
     early = CliRunner().invoke(main, [*command[:3], "--since", "5m", "--json"])
     assert early.exit_code == 1
     assert json.loads(early.stdout)["error"]["field"] == "since"
+
+
+def test_the_front_of_the_ledger_has_arms_and_roles(live: Settings) -> None:
+    now = datetime.now(UTC)
+    traffic(live, 2400, now - timedelta(hours=1))
+    found = run_pareto(ParetoRequest(), lambda: live, now)
+    by_name = {one["name"]: one for one in found["candidates"]}
+    assert {name: one["kind"] for name, one in by_name.items()} == {
+        "small": "arm",
+        "large": "arm",
+        "champion": "policy",
+        "control": "policy",
+    }
+    assert all(by_name[name]["standing"].endswith("front") for name in ("small", "large"))
+    assert by_name["large"]["quality"]["low"] < 0.8 < by_name["large"]["quality"]["high"]
+    assert found["decision_point"] == "chat" and found["decisions"] == 2400 - 648
 
 
 def test_a_policy_that_learns_and_the_static_rule(live: Settings) -> None:
