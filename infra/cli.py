@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.models_cli import models
 from infra.terminal import errors_shown, on_stderr, print_json
 
 __all__ = ["main"]
@@ -19,6 +20,7 @@ main = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+main.add_typer(models)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
