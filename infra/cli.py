@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from infra.experiments_cli import experiments
+from infra.models_cli import models
 from infra.pareto_cli import pareto
 from infra.terminal import errors_shown, on_stderr, print_json
 
@@ -21,6 +22,7 @@ main = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+main.add_typer(models)
 
 main.add_typer(experiments, name="experiments")
 

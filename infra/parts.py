@@ -212,9 +212,10 @@ def _mlflow(settings: Settings, home: Home) -> Part:
         "MLFLOW_BACKEND_STORE_URI": with_driver(settings.postgres_dsn("mlflow"), "psycopg"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
+    artifacts = settings.mlflow_artifacts or home.artifacts.as_uri()
     command = [
         *("mlflow", "server", "--host", settings.host, "--port", str(port), "--workers", "1"),
-        *("--serve-artifacts", "--artifacts-destination", home.artifacts.as_uri()),
+        *("--serve-artifacts", "--artifacts-destination", artifacts),
     ]
     return Part(
         endpoint,

@@ -23,6 +23,7 @@ from infra.state import StackState, StateFile
 from infra.supervisor import Supervisor
 from optimizer.errors import PartFailed
 from optimizer.settings import Settings
+from registry.prompts import check_prompts
 
 __all__ = ["down", "running", "up", "up_detached"]
 
@@ -64,9 +65,12 @@ def up(
 
     Raises
     ------
+    InvalidSettings
+        If an arm names a prompt variant that has no file.
     PartFailed
         If a port is taken, or an essential part can't be brought up.
     """
+    check_prompts(settings)
     home = Home(settings.home)
     home.make()
     state_file = StateFile(home.folder)

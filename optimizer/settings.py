@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +30,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from optimizer import catalogue
 from optimizer.arm_traits import ArmTraits
 from optimizer.errors import InvalidSettings, UnknownName
 from optimizer.policies.names import PolicySettings
@@ -56,7 +66,11 @@ class ArmSettings(_Strict):
         default_factory=dict, description="handed to the caller with the decision, as it is"
     )
     prompt_variant: str = Field("default", min_length=1, description="which prompt to use")
-    traits: ArmTraits = Field(ArmTraits(), description="what is known of it beforehand")
+    traits: ArmTraits = Field(
+        ArmTraits(),
+        description="what is known of it beforehand; that of the catalogue if left out, see "
+        "`optimizer.catalogue`",
+    )
 
     def arm(self) -> Arm:
         """The record that policies and tokens use."""
@@ -233,9 +247,42 @@ class Settings(BaseSettings):
     )
     serving: ServingSettings = Field(ServingSettings(), description="what a replica holds")
     learner: LearnerSettings = Field(LearnerSettings(), description="the learner's rhythm")
+    mlflow_artifacts: str | None = Field(
+        None,
+        pattern=r"^(s3|file)://.+",
+        description="where our MLflow keeps files, for instance s3://bucket/folder (with the usual "
+        "AWS_* variables); a folder of `home` if left out",
+    )
+    prompts: Path | None = Field(
+        None,
+        description="folder of prompt variants, DECISION_POINT/VARIANT.md; each variant that an "
+        "arm names must be there then, except `default`",
+    )
+    catalogue: dict[str, ArmTraits] = Field(
+        default_factory=dict,
+        description="facts about models by their names, in place of what the catalogue says",
+    )
     decision_points: tuple[DecisionPoint, ...] = Field(
         min_length=1, max_length=100, description="where choices are made"
     )
+
+    @field_validator("decision_points")
+    @classmethod
+    def _with_traits(
+        cls, points: tuple[DecisionPoint, ...], info: ValidationInfo
+    ) -> tuple[DecisionPoint, ...]:
+        """Take traits from the catalogue where an arm has none of its own.
+
+        Here and nowhere else: all processes read these settings, and a policy version keeps the
+        traits it was made with, whatever a later catalogue says.
+        """
+        overrides = info.data.get("catalogue", {})
+        return tuple(
+            point.model_copy(
+                update={"arms": tuple(_described(arm, overrides) for arm in point.arms)}
+            )
+            for point in points
+        )
 
     @model_validator(mode="after")
     def _distinct(self) -> Settings:
@@ -335,6 +382,12 @@ def load_settings(
         raise InvalidSettings(f"{file} or LLMOPT_* is wrong:\n" + "\n".join(lines)) from None
     except Exception as error:
         raise InvalidSettings(f"{file} cannot be read: {error}") from error
+
+
+def _described(arm: ArmSettings, overrides: Mapping[str, ArmTraits]) -> ArmSettings:
+    if "traits" in arm.model_fields_set:
+        return arm
+    return arm.model_copy(update={"traits": catalogue.traits(arm.model, overrides)})
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Policy versions in MLflow: publish one, find the champion, drop the oldest.
+"""Policy versions in MLflow: publish one, drop the oldest.
 
 Each is a version of a registered model named like its decision point, loadable anywhere by
 ``mlflow.pyfunc.load_model("models:/chat@champion")``, and linked to a run with its parameters and
@@ -8,55 +8,31 @@ metrics. The learner's own checkpoints are in PostgreSQL: nothing on the request
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from msgspec import json
 
-from optimizer.policies import Policy
+from optimizer.rollout.versioning import NextVersion, Variant, configuration, next_version
+from registry.aliases import CHAMPION, Aliases
+from registry.code_version import code_commit, code_version
 from registry.description import PolicyDescription
-from registry.tracking import connect, experiment_id, reaching
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+from registry.model_files import FOLDER, digest, parameters, save_model
+from registry.stored_versions import Checkpoint
+from registry.tracking import experiment_id, reaching
 
 __all__ = ["CHAMPION", "Checkpoint", "PolicyRegistry"]
 
-CHAMPION = "champion"
 EXPERIMENT = "policies"
-_PACKAGE = "llm-auto-optimizer"
-_CODE = Path(__file__).with_name("served_policy.py")
-_FOLDER = "model"
-_STATE = "state.msgpack"
+_VARIANT_TAG = "variant."
+"""Before each variant's name, in the tags of the registered model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """One policy version as it is stored.
-
-    Attributes
-    ----------
-    version
-        Its number in MLflow, 1 or more.
-    position
-        How far into the ledger it has learned.
-    lineage
-        What its state depends on, see `optimizer.policies.Policy`.
-    state
-        What `Policy.to_bytes` gave.
-    """
-
-    version: int
-    position: int
-    lineage: str
-    state: bytes
-
-
-class PolicyRegistry:
+class PolicyRegistry(Aliases):
     """The policy versions of every decision point.
+
+    Stored versions never change: each has files of its own, written once, and a digest of its
+    state. What changes is which version has an alias, and the tags that tell its story.
 
     Parameters
     ----------
@@ -64,10 +40,6 @@ class PolicyRegistry:
         URL of the MLflow server. Constructing imports MLflow, which takes seconds of a core; it
         does not need the server.
     """
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._client = connect(address)
 
     def publish(
         self,
@@ -77,8 +49,10 @@ class PolicyRegistry:
         position: int,
         metrics: Mapping[str, float],
         kept: int = 5,
+        alias: str | None = CHAMPION,
+        variant: str | None = None,
     ) -> int:
-        """Store a policy version and make it the champion.
+        """Store a policy version, and give it an alias.
 
         Parameters
         ----------
@@ -93,6 +67,10 @@ class PolicyRegistry:
         kept
             Number of versions to keep, 1 or more. Older ones go with their files, their runs stay
             as history; a version that has an alias is never dropped.
+        alias
+            The role it gets; none if None.
+        variant
+            "major.minor" that it must get, see `optimizer.rollout.versioning.next_version`.
 
         Returns
         -------
@@ -102,58 +80,78 @@ class PolicyRegistry:
         ------
         IncompatibleState
             If the state does not belong to the description.
+        InvalidInput
+            If ``variant`` is another configuration's.
         Unavailable
             If MLflow is away; what was half stored has no alias and is dropped by a later call.
         """
         policy = description.policy()
         policy.from_bytes(state)
-        point = description.decision_point
+        name = description.decision_point.name
+        with reaching():
+            self._make_model(name)
+            coming = next_version(
+                self._variants(name),
+                configuration(description.decision_point, description.schema_id),
+                variant,
+            )
         tags = {
-            "decision_point": point.name,
+            "decision_point": name,
+            "semantic_version": coming.variant.newest,
+            "variant": coming.variant.name,
+            "algorithm": policy.name,
+            "feature_schema": str(description.schema_id),
+            "samples": str(policy.learned),
             "ledger_position": str(position),
             "lineage": policy.lineage,
-            "code_version": installed_version(_PACKAGE),
+            "code_version": code_version(),
+            "state_digest": digest(state),
         }
+        optional = {"parent": coming.parent, "code_commit": code_commit()}
+        tags |= {key: value for key, value in optional.items() if value is not None}
         with TemporaryDirectory() as folder:
-            model = _save_model(Path(folder), description, policy, state)
+            model = save_model(Path(folder), description, state)
             with reaching():
                 source, run_id = self._log_run(description, metrics, tags, model)
-                version = self._register(point.name, source, run_id, tags)
+                version = self._register(name, source, run_id, tags, coming)
+                if alias is not None:
+                    self._client.set_registered_model_alias(name, alias, version)
         with reaching():
-            self._drop(point.name, kept)
+            self._drop(name, kept)
         return version
 
-    def champion(self, decision_point: str) -> Checkpoint | None:
-        """The version that has the alias ``champion``; None where there is none.
+    def variant_of(self, description: PolicyDescription) -> str | None:
+        """The variant that this configuration had before; None if it never had a version.
 
         Raises
         ------
         Unavailable
             If MLflow is away.
         """
-        with reaching(), TemporaryDirectory() as folder:
-            found = self._champion(decision_point)
-            if found is None:
-                return None
-            file = self._client.download_artifacts(
-                found.run_id, f"{_FOLDER}/artifacts/{_STATE}", folder
-            )
-            return Checkpoint(
-                int(found.version),
-                int(found.tags["ledger_position"]),
-                found.tags["lineage"],
-                Path(file).read_bytes(),
-            )
+        point = description.decision_point
+        sought = configuration(point, description.schema_id)
+        with reaching():
+            known = self._variants(point.name)
+        return next((one.name for one in known if one.configuration == sought), None)
 
-    def _champion(self, name: str) -> ModelVersion | None:
+    def _make_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._client.get_model_version_by_alias(name, CHAMPION)
+            self._client.create_registered_model(name)
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _variants(self, name: str) -> list[Variant]:
+        """Every variant that ever had a version; kept apart, since versions are dropped."""
+        model = self._model(name)
+        tags = {} if model is None else model.tags
+        return [
+            json.decode(text, type=Variant)
+            for key, text in tags.items()
+            if key.startswith(_VARIANT_TAG)
+        ]
 
     def _log_run(
         self,
@@ -167,27 +165,26 @@ class PolicyRegistry:
         run = self._client.create_run(
             experiment_id(self._client, EXPERIMENT),
             tags=dict(tags),
-            run_name=f"{name} at {tags['ledger_position']}",
+            run_name=f"{name} {tags['semantic_version']}",
         )
         run_id = run.info.run_id
-        for key, value in _parameters(description).items():
+        for key, value in parameters(description).items():
             self._client.log_param(run_id, key, value)
         for key, value in metrics.items():
             self._client.log_metric(run_id, key, value)
-        self._client.log_artifacts(run_id, str(model), _FOLDER)
+        self._client.log_artifacts(run_id, str(model), FOLDER)
         self._client.set_terminated(run_id)
-        return f"{run.info.artifact_uri}/{_FOLDER}", run_id
+        return f"{run.info.artifact_uri}/{FOLDER}", run_id
 
-    def _register(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> int:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+    def _register(
+        self, name: str, source: str, run_id: str, tags: Mapping[str, str], coming: NextVersion
+    ) -> int:
+        # The number is taken first: after a crash between the two it is skipped, never used twice.
+        variant = coming.variant
+        self._client.set_registered_model_tag(
+            name, _VARIANT_TAG + variant.name, json.encode(variant).decode()
+        )
         made = self._client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
-        self._client.set_registered_model_alias(name, CHAMPION, made.version)
         return int(made.version)
 
     def _drop(self, name: str, kept: int) -> None:
@@ -203,43 +200,3 @@ class PolicyRegistry:
                 continue
             self._client.delete_model_version(name, old.version)
             get_artifact_repository(old.source, tracking_uri=self._address).delete_artifacts()
-
-
-def _parameters(description: PolicyDescription) -> dict[str, Any]:
-    point = description.decision_point
-    return {
-        **point.policy.model_dump(),
-        **{f"weight_{part}": value for part, value in point.weights.model_dump().items()},
-        "cost_cap_usd": point.cost_cap_usd,
-        "latency_cap_s": point.latency_cap_s,
-        "arms": len(point.arms),
-        "features": len(description.feature_names),
-    }
-
-
-def _save_model(folder: Path, description: PolicyDescription, policy: Policy, state: bytes) -> Path:
-    """Write the model as MLflow wants it.
-
-    Requirements, signature and example are given: to find them out MLflow would start a second
-    Python.
-    """
-    from mlflow.models import ModelSignature
-    from mlflow.pyfunc import save_model
-    from mlflow.types import ColSpec, Schema
-
-    (folder / "description.json").write_text(description.model_dump_json(), encoding="utf-8")
-    (folder / _STATE).write_bytes(state)
-    features, arms = description.feature_names, description.arm_names
-    model = folder / _FOLDER
-    save_model(
-        model,
-        python_model=str(_CODE),
-        artifacts={"description": str(folder / "description.json"), "state": str(folder / _STATE)},
-        signature=ModelSignature(
-            Schema([ColSpec("double", name) for name in features]),
-            Schema([ColSpec("double", name) for name in arms]),
-        ),
-        input_example=pd.DataFrame([[1.0] + [0.0] * (len(features) - 1)], columns=list(features)),
-        pip_requirements=[f"{_PACKAGE}=={installed_version(_PACKAGE)}"],
-    )
-    return model

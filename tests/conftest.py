@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +70,69 @@ def valkey_url(server_folder: Path) -> Iterator[str]:
         yield url
     finally:
         stop(process, signal.SIGTERM)
+
+
+class MlflowServer:
+    """A real MLflow that can be killed and started again, on the same port and the same data."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        import httpx
+
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(self._port)),
+            *("--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"),
+            *("--artifacts-destination", str(self._folder / "artifacts")),
+        ]
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        log = self._folder / "log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                env={**os.environ, **quiet},
+                cwd=self._folder,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.url}/health").is_success:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.3)
+        pytest.fail(f"MLflow did not start: {log.read_text()[-3000:]}")
+
+    def kill(self) -> None:
+        """End it at once, with the process that does its work."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(_STOP_S)
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """The MLflow of this test session."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(mlflow_server: MlflowServer) -> str:
+    """Its URL."""
+    return mlflow_server.url
 
 
 @pytest.fixture

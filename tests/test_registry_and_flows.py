@@ -79,21 +79,6 @@ def wait_for(what: Callable[[], Any], log: Path, timeout_s: float = 240) -> Any:
 
 
 @pytest.fixture(scope="session")
-def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("mlflow")
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    command = [
-        *("-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
-        *("--artifacts-destination", str(folder / "artifacts")),
-    ]
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with started(command, environment, log := folder / "log"):
-        wait_for(lambda: httpx.get(f"{url}/health").is_success, log)
-        yield url
-
-
-@pytest.fixture(scope="session")
 def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("prefect")
     port = free_port()
