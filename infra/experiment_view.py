@@ -80,8 +80,8 @@ def page(found: dict[str, Any]) -> str:
         "",
         *body,
         "",
-        f"{how}; together they hold at {level}. Each decision counts as a unit of its own: where "
-        "units make many decisions and stay with a variant, intervals are too narrow.",
+        f"{how}; together they hold at {level}. Where units stay with their variant, a unit counts "
+        "once, with the mean over its decisions.",
         "",
         f"![differences from the baseline, and shares]({_PICTURE})",
         "",

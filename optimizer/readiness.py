@@ -2,9 +2,9 @@
 
 Two checks run all the time. The sample ratio: control is drawn with a probability that is set, so
 another share says that something else divides traffic, or that some of it is lost. The A/A check:
-a coin cuts the control in two, so its halves can't differ; where they do, rows are not independent
-or outcomes are recorded unevenly. Each is false with a probability of 0.1 %, however often one
-looks, since its alarm stops every conclusion.
+a coin cuts the units of control in two, so its halves can't differ; where they do, units are not
+independent or outcomes are recorded unevenly. Each is false with a probability of 0.1 %, however
+often one looks, since its alarm stops every conclusion.
 """
 
 from __future__ import annotations
@@ -71,16 +71,19 @@ def control_readiness(
 
 
 def _ratio(frame: pd.DataFrame, control_share: float) -> RatioCheck:
-    """Control against all others; the fallback stands in for a policy only."""
-    control = int((frame["role"] == "control").sum())
-    return sample_ratio((control, len(frame) - control), (control_share, 1.0 - control_share))
+    """Units of control against all others; the fallback stands in for a policy only."""
+    is_control = frame["role"] == "control"
+    control, others = (int(frame["unit"][of].nunique()) for of in (is_control, ~is_control))
+    return sample_ratio((control, others), (control_share, 1.0 - control_share))
 
 
 def _halves(frame: pd.DataFrame) -> SelfCheck | None:
     control = frame[frame["role"] == "control"]
     if control.empty:
         return None
-    first = (control["half"] == 0).to_numpy(dtype=np.bool_)
+    control = control.groupby("unit", sort=False, as_index=False)[list(_CHECKED)].mean()
+    # The last bit of the hash; who is control is told by the first ones.
+    first = (control["unit"] % 2 == 0).to_numpy(dtype=np.bool_)
     known = [name for name in _CHECKED if control[name].notna().any()]
     measures = {name: split(control[name].to_numpy(dtype=np.float64), first) for name in known}
     # Costs and latencies know no bound; what all decisions have spanned stands for it.

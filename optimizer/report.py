@@ -15,7 +15,15 @@ from optimizer.readiness import ControlReadiness, control_readiness
 from optimizer.records import Vector
 from optimizer.reward import Objective
 
-__all__ = ["MEASURES", "Comparison", "ReportSummary", "over_time", "rewards_of", "summarise"]
+__all__ = [
+    "MEASURES",
+    "Comparison",
+    "ReportSummary",
+    "by_unit",
+    "over_time",
+    "rewards_of",
+    "summarise",
+]
 
 MEASURES = ("reward", "quality", "cost_usd", "latency_s")
 
@@ -31,7 +39,7 @@ class Comparison:
     Attributes
     ----------
     treated, control
-        Mean of each group; None where it has no row.
+        Mean of each group's units; None where it has none.
     difference
         Treated minus control, anytime-valid.
     saving
@@ -102,13 +110,14 @@ def summarise(frame: pd.DataFrame, objective: Objective, control_share: float) -
     """
     frame = frame.assign(reward=rewards_of(frame, objective))
     known = frame[frame["reward"].notna()]
+    units = by_unit(known)
     compared = frame["role"].isin(("champion", "control"))
     flags = np.asarray(frame["role"][compared] == "control", dtype=np.float64)
     complete = _counts(known["role"])
     return ReportSummary(
         decisions=_counts(frame["role"]),
         complete=complete,
-        comparisons=tuple(_compare(known, name, control_share) for name in MEASURES),
+        comparisons=tuple(_compare(units, name, control_share) for name in MEASURES),
         arm_shares={
             str(role): {str(model): float(share) for model, share in shares.items()}
             for role, shares in (
@@ -120,6 +129,17 @@ def summarise(frame: pd.DataFrame, objective: Objective, control_share: float) -
         control_share_planned=control_share,
         readiness=control_readiness(frame, complete, control_share),
     )
+
+
+def by_unit(known: pd.DataFrame) -> pd.DataFrame:
+    """One row a unit and role, with the means of what is known, in the order they first came.
+
+    All requests of a unit are decided by one draw of a hash, so the unit is what an interval may
+    count. Each unit weighs the same, however many requests it sent.
+    """
+    if known["unit"].is_unique:
+        return known
+    return known.groupby(["unit", "role"], sort=False, as_index=False)[list(MEASURES)].mean()
 
 
 def rewards_of(frame: pd.DataFrame, objective: Objective) -> Vector:

@@ -42,12 +42,15 @@ ORDER BY d.decided_at, d.decision_id
 def experiment_frame(
     connection: psycopg.Connection[Any], experiment: Experiment, now: float
 ) -> pd.DataFrame:
-    """Every decision of an experiment with what is known about its outcome, in time order.
+    """Every unit of an experiment with what is known about its outcomes, in the order they came.
+
+    The requests of a unit that stays with its variant are one draw, so they are one row, with the
+    means of their outcomes. Where units do not stay, each decision is a row.
 
     Returns
     -------
-    `COLUMNS`: decided_at (Unix seconds), variant (its index), propensity (of the arm), and the
-    parts of the outcome, NaN where unknown.
+    `COLUMNS`: decided_at (Unix seconds, of the first decision), variant (its index), propensity (of
+    the arm), and the parts of the outcome, NaN where unknown.
     """
     create_tables(connection)
     variants = {arm: place for place, arms in enumerate(experiment.arms) for arm in arms}
@@ -69,7 +72,14 @@ def experiment_frame(
                     if variant is None:
                         continue  # of another experiment
                     propensity = decision.propensity
-                    rows.append((decision.decided_at, variant, propensity, *(known or _UNKNOWN)))
-    frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype(float)
-    frame["variant"] = frame["variant"].astype(int)
-    return frame
+                    unit = int.from_bytes(decision.unit, "big", signed=True)
+                    told = (decision.decided_at, variant, propensity, *(known or _UNKNOWN))
+                    rows.append((unit, *told))
+    frame = pd.DataFrame(rows, columns=["unit", *COLUMNS])
+    frame = frame.astype(dict.fromkeys(COLUMNS, float) | {"variant": int, "unit": "int64"})
+    if experiment.design.sticky and not frame["unit"].is_unique:
+        first = dict.fromkeys(("decided_at", "propensity"), "first")
+        means = dict.fromkeys(COLUMNS[3:], "mean")
+        units = frame.groupby(["unit", "variant"], sort=False, as_index=False)
+        frame = units.agg(first | means)
+    return frame[list(COLUMNS)]

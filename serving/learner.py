@@ -139,7 +139,7 @@ class Learner:
         return line.skipped if line else Counter()
 
     def _load(self, connection: psycopg.Connection[Any]) -> None:
-        plans.ensure(connection, self._point, time.time())
+        plans.ensure(connection, self._point, self._encoder.schema_id, time.time())
         self._lines = {}
         self._plan = RoutingPlan(self._point.name, 0, PolicyRef(""))
         self._adopt(connection)

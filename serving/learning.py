@@ -141,6 +141,8 @@ class Learning:
             position=position,
             metrics=metrics,
             kept=self._settings.learner.versions_kept,
+            alias=alias,
+            variant=variant,
         )
 
     def _tend_experiments(self) -> None:

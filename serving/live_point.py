@@ -15,6 +15,7 @@ import msgspec
 
 from feature_repo.embedding import Embedder
 from optimizer.errors import UnknownName
+from optimizer.experiments.allocation import with_floor
 from optimizer.features import FeatureEncoder, pack
 from optimizer.policies import Policy, draw_many
 from optimizer.records import Matrix
@@ -256,6 +257,8 @@ class LivePoint:
     ) -> bool:
         """Decide by an experiment; False if the request is in none, or may not have its arms."""
         assert routes.assigner is not None
+        if allowed is None and self.set_aside:
+            allowed = [arm for arm in self._all if arm not in self.set_aside]
         assigned = routes.assigner.variant(request.unit_id, random(), allowed)
         if assigned is None:
             return False
@@ -263,8 +266,9 @@ class LivePoint:
         if assigned.variant is None:  # the champion divides the requests
             if routes.champion is None:
                 return False
-            odds = routes.champion.policy.probabilities(features[row], among, self.set_aside)
-            (arm,), (propensity,) = draw_many(odds[None], [uniform])
+            odds = routes.champion.policy.probabilities(features[row], among)[list(among)]
+            (place_among,), (propensity,) = draw_many(with_floor(odds)[None], [uniform])
+            arm = among[place_among]
         else:
             arm = among[int(uniform * len(among))]
             propensity /= len(among)

@@ -43,12 +43,15 @@ def outcomes_frame(
     Returns
     -------
     One row a decision in time order: decided_at (UTC), model, role, propensity, policy_version,
-    half (0 or 1: a coin of the decision's own, for self-checks), quality, cost_usd, latency_s,
-    feedback; NaN where unknown.
+    unit (a hash; where the caller named none, each decision is a unit of its own), quality,
+    cost_usd, latency_s, feedback; NaN where unknown.
     """
+    # Where `serving.tokens` keeps the unit; tokens of the first format have none.
     query = """
         SELECT d.decided_at, d.model, d.role, d.propensity, d.policy_version,
-               get_byte(uuid_send(d.decision_id), 15) & 1,
+               ('x' || encode(CASE get_byte(d.token, 0)
+                              WHEN 1 THEN substring(uuid_send(d.decision_id) from 1 for 8)
+                              ELSE substring(d.token from 62 for 8) END, 'hex'))::bit(64)::bigint,
                r.known_after[1], r.known_after[2], r.known_after[3], r.known_after[4]
         FROM (
             SELECT * FROM decisions
@@ -61,7 +64,7 @@ def outcomes_frame(
         ORDER BY d.decided_at, d.decision_id
     """
     numbers = ["propensity", "policy_version", "quality", "cost_usd", "latency_s", "feedback"]
-    columns = ["decided_at", "model", "role", *numbers[:2], "half", *numbers[2:]]
+    columns = ["decided_at", "model", "role", *numbers[:2], "unit", *numbers[2:]]
     pieces: list[pd.DataFrame] = []
     with psycopg.connect(dsn) as connection, connection.cursor("outcomes", binary=True) as cursor:
         cursor.execute(query, (decision_point, start, end, newest))
@@ -71,4 +74,5 @@ def outcomes_frame(
     frame = pd.concat(pieces, ignore_index=True)
     frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
     frame[numbers] = frame[numbers].astype(float)
+    frame["unit"] = frame["unit"].astype("int64")
     return frame

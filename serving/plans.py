@@ -16,6 +16,7 @@ import psycopg
 from optimizer.errors import InvalidInput, UnknownName
 from optimizer.policies.names import PolicySettings
 from optimizer.rollout import PolicyRef, RoutingPlan
+from optimizer.rollout.versioning import Configuration, Variant, configuration, next_version
 from optimizer.settings import DecisionPoint
 from serving import audit
 
@@ -35,6 +36,7 @@ CREATE TABLE IF NOT EXISTS policy_variants (
     decision_point text NOT NULL,
     variant text NOT NULL,
     policy jsonb NOT NULL,
+    configuration jsonb NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (decision_point, variant)
 );
@@ -52,14 +54,16 @@ CREATE TABLE IF NOT EXISTS routing_plans (
 );
 """
 _LOCK = 0x6C6C6D706C616E
-_FIRST_VARIANT = "1.0"
 
 
-def ensure(connection: psycopg.Connection[Any], point: DecisionPoint, now_s: float) -> RoutingPlan:
-    """The plan of a decision point; made where there is none.
+def ensure(
+    connection: psycopg.Connection[Any], point: DecisionPoint, schema_id: int, now_s: float
+) -> RoutingPlan:
+    """The plan of a decision point as its settings are now; made where there is none.
 
-    If the policy in the settings is another one than at the last start, it becomes the champion as
-    a variant of its own: who edits the settings means what they say.
+    If the settings name another policy than at the last start, it becomes the champion: who edits
+    the settings means what they say. If they change what all policies share (arms, objective, the
+    layout of features), each policy in the plan goes on as another variant.
 
     Parameters
     ----------
@@ -67,47 +71,73 @@ def ensure(connection: psycopg.Connection[Any], point: DecisionPoint, now_s: flo
         In autocommit mode.
     point
         Its settings.
+    schema_id
+        Of the feature layout.
     now_s
         Unix time in seconds.
     """
     _create_tables(connection)
     policy = point.policy.model_dump_json()
     with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         row = connection.execute(
-            "SELECT policy_of_settings = %s::jsonb FROM routing_plans WHERE decision_point = %s "
-            "FOR UPDATE",
+            "SELECT policy_of_settings = %s::jsonb FROM routing_plans WHERE decision_point = %s",
             (policy, point.name),
         ).fetchone()
         if row is None:
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            variant = add_variant(connection, point, schema_id)
+            first = RoutingPlan(point.name, 1, PolicyRef(variant), stage_at=now_s)
             connection.execute(
-                "INSERT INTO policy_variants (decision_point, variant, policy) VALUES (%s, %s, %s) "
-                "ON CONFLICT DO NOTHING",
-                (point.name, _FIRST_VARIANT, policy),
-            )
-            first = RoutingPlan(point.name, 1, PolicyRef(_FIRST_VARIANT), stage_at=now_s)
-            connection.execute(
-                "INSERT INTO routing_plans VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                "INSERT INTO routing_plans VALUES (%s, %s, %s)",
                 (point.name, msgspec.json.encode(first).decode(), policy),
             )
-        elif not row[0]:
-            variant = add_variant(connection, point.name, point.policy)
-            change(
-                connection,
-                point.name,
-                lambda plan: msgspec.structs.replace(
-                    plan, champion=PolicyRef(variant), challenger=None, challenger_share=0.0
-                ),
-                actor="settings",
-                action="policy.replace",
-                reason=f"the settings name another policy: variant {variant} serves",
-                evidence={"policy": point.policy.model_dump()},
+            return first
+        edited = not row[0]
+
+        def update(plan: RoutingPlan) -> RoutingPlan:
+            same = {ref: _as_now(connection, point, schema_id, ref) for ref in plan.refs()}
+            plan = msgspec.structs.replace(
+                plan,
+                champion=same[plan.champion],
+                challenger=plan.challenger and same[plan.challenger],
+                shadow=plan.shadow and same[plan.shadow],
             )
-            connection.execute(
-                "UPDATE routing_plans SET policy_of_settings = %s WHERE decision_point = %s",
-                (policy, point.name),
+            if not edited:
+                return plan
+            return msgspec.structs.replace(
+                plan,
+                champion=PolicyRef(add_variant(connection, point, schema_id)),
+                challenger=None,
+                challenger_share=0.0,
             )
-    return current(connection, point.name)
+
+        plan = change(
+            connection,
+            point.name,
+            update,
+            actor="settings",
+            action="policy.replace" if edited else "policy.renumber",
+            reason="the settings name another policy"
+            if edited
+            else "the settings change arms, objective or features",
+            evidence={"policy": point.policy.model_dump()},
+        )
+        connection.execute(
+            "UPDATE routing_plans SET policy_of_settings = %s WHERE decision_point = %s",
+            (policy, point.name),
+        )
+    return plan
+
+
+def _as_now(
+    connection: psycopg.Connection[Any], point: DecisionPoint, schema_id: int, ref: PolicyRef
+) -> PolicyRef:
+    """The same policy under the settings of now, with the state that it is pinned to."""
+    variant = add_variant(connection, variant_point(connection, point, ref.variant), schema_id)
+    now = PolicyRef(variant, ref.pinned)
+    if now != ref and (state := pinned_state(connection, point.name, ref)) is not None:
+        pin_state(connection, point.name, now, state)
+    return now
 
 
 def current(connection: psycopg.Connection[Any], decision_point: str) -> RoutingPlan:
@@ -191,7 +221,7 @@ def change(
 
 
 def variants(connection: psycopg.Connection[Any], decision_point: str) -> dict[str, PolicySettings]:
-    """Every configuration of a policy that a decision point ever had, oldest first."""
+    """The policies of all variants that a decision point ever had, oldest first."""
     _create_tables(connection)
     rows = connection.execute(
         "SELECT variant, policy FROM policy_variants WHERE decision_point = %s "
@@ -201,30 +231,38 @@ def variants(connection: psycopg.Connection[Any], decision_point: str) -> dict[s
     return {variant: PolicySettings.model_validate(policy) for variant, policy in rows}
 
 
-def add_variant(
-    connection: psycopg.Connection[Any], decision_point: str, policy: PolicySettings
-) -> str:
-    """Name a configuration, "major.minor"; one that is known keeps its name.
+def add_variant(connection: psycopg.Connection[Any], point: DecisionPoint, schema_id: int) -> str:
+    """Name a configuration, "major.minor", as `optimizer.rollout.versioning` says.
 
-    Another algorithm is a new major number, another hyper-parameter a new minor one.
+    Parameters
+    ----------
+    point
+        The decision point with the policy.
+    schema_id
+        Of the feature layout.
     """
     _create_tables(connection)
+    new = configuration(point, schema_id)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        known = variants(connection, decision_point)
-        for variant, other in known.items():
-            if other == policy:
-                return variant
-        alike = [_numbers(name) for name, other in known.items() if other.name == policy.name]
-        if alike:
-            major, minor = max(alike)
-            # A later algorithm may have taken the next major number; minors grow within one.
-            variant = f"{major}.{minor + 1}"
-        else:
-            variant = f"{max((_numbers(name)[0] for name in known), default=0) + 1}.0"
+        rows = connection.execute(
+            "SELECT variant, configuration FROM policy_variants WHERE decision_point = %s",
+            (point.name,),
+        ).fetchall()
+        known = []
+        for name, content in rows:
+            major, minor = map(int, name.split("."))
+            known.append(Variant(major, minor, 0, msgspec.convert(content, Configuration)))
+        variant = next_version(known, new).variant.name
         connection.execute(
-            "INSERT INTO policy_variants (decision_point, variant, policy) VALUES (%s, %s, %s)",
-            (decision_point, variant, policy.model_dump_json()),
+            "INSERT INTO policy_variants (decision_point, variant, policy, configuration) "
+            "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            (
+                point.name,
+                variant,
+                point.policy.model_dump_json(),
+                msgspec.json.encode(new).decode(),
+            ),
         )
     return variant
 
@@ -274,11 +312,6 @@ def pinned_state(
         (decision_point, ref.variant, ref.pinned),
     ).fetchone()
     return None if row is None else bytes(row[0])
-
-
-def _numbers(variant: str) -> tuple[int, int]:
-    major, minor = variant.split(".")
-    return int(major), int(minor)
 
 
 def _no_plan(decision_point: str) -> UnknownName:

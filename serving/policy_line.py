@@ -111,13 +111,17 @@ class PolicyLine:
         connection: psycopg.Connection[Any],
         restore: Callable[[str, str], Checkpoint | None],
     ) -> None:
-        """Start from the newest state there is that belongs to these settings."""
+        """Start from a state that belongs to these settings, best of all its own.
+
+        What another variant of the same lineage has learned is as good: the state depends on the
+        ledger alone.
+        """
         policy, position = self.policy, 0
         name = self.point.name
         row = connection.execute(
             "SELECT position, state FROM policy_checkpoints WHERE decision_point = %s "
-            "AND variant = %s AND lineage = %s",
-            (name, self.variant, policy.lineage),
+            "AND lineage = %s ORDER BY variant = %s DESC, position DESC LIMIT 1",
+            (name, policy.lineage, self.variant),
         ).fetchone()
         found = None if row is None else (int(row[0]), bytes(row[1]))
         stored = ledger.head(connection, name)

@@ -41,11 +41,14 @@ class Promotion:
         Of the whole platform.
     point
         The decision point.
+    schema_id
+        Of its feature layout.
     """
 
-    def __init__(self, settings: Settings, point: DecisionPoint) -> None:
+    def __init__(self, settings: Settings, point: DecisionPoint, schema_id: int) -> None:
         self._settings = settings
         self._point = point
+        self._schema_id = schema_id
 
     def plan(self) -> RoutingPlan:
         """The plan in force."""
@@ -61,7 +64,8 @@ class Promotion:
         """Name a configuration; it serves nobody yet."""
         with self._connected() as connection:
             plans.current(connection, self._point.name)
-            return plans.add_variant(connection, self._point.name, policy)
+            point = self._point.model_copy(update={"policy": policy})
+            return plans.add_variant(connection, point, self._schema_id)
 
     def shadow(self, variant: str | None) -> RoutingPlan:
         """Let a variant decide and be logged without serving; None ends that.

@@ -55,7 +55,7 @@ def url(platform: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     file.write_text(yaml.safe_dump(content))
     monkeypatch.setenv("LLMOPT_SETTINGS", str(file))
     with connect(platform.postgres_dsn()) as connection:
-        plans.ensure(connection, platform.decision_point("chat"), time.time())
+        plans.ensure(connection, platform.decision_point("chat"), 0, time.time())
     state = ReplicaState(platform)
     port = platform.ports.fast_lane
     server = uvicorn.Server(

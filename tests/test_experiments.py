@@ -41,7 +41,7 @@ def platform(settings: Callable[..., Settings]) -> Settings:
 @pytest.fixture
 def connection(platform: Settings) -> Iterator[psycopg.Connection[Any]]:
     with connect(platform.postgres_dsn()) as made:
-        plans.ensure(made, platform.decision_point("chat"), NOW)
+        plans.ensure(made, platform.decision_point("chat"), 0, NOW)
         yield made
 
 

@@ -13,7 +13,7 @@ from optimizer.reward import Objective, Weights
 START = datetime(2026, 1, 2, 3, tzinfo=UTC)
 END = START + timedelta(hours=1)
 OBJECTIVE = Objective(Weights(), cost_cap_usd=0.01)
-COLUMNS = "decided_at model role propensity policy_version half quality cost_usd latency_s feedback"
+COLUMNS = "decided_at model role propensity policy_version unit quality cost_usd latency_s feedback"
 
 
 def outcomes(rows: int, *, control_share: float = 0.1, seed: int = 1) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def outcomes(rows: int, *, control_share: float = 0.1, seed: int = 1) -> pd.Data
             "role": np.where(control, "control", "champion"),
             "propensity": 0.5,
             "policy_version": 3.0,
-            "half": np.arange(rows) // 2 % 2,
+            "unit": 2 * np.arange(rows) + np.arange(rows) // 2 % 2,
             "quality": (random.random(rows) < 0.9) * 1.0,
             "cost_usd": np.where(large, 0.008, 0.001),
             "latency_s": np.nan,
@@ -90,7 +90,7 @@ def test_a_fallback_takes_the_place_of_the_policy_and_not_of_control() -> None:
 
 def test_halves_of_the_control_that_differ_are_red() -> None:
     frame = outcomes(6000)
-    frame.loc[(frame["role"] == "control") & (frame["half"] == 1), "quality"] = 0.1
+    frame.loc[(frame["role"] == "control") & (frame["unit"] % 2 == 1), "quality"] = 0.1
     readiness = summarise(frame, OBJECTIVE, 0.1).readiness
     assert not readiness.trusted
     assert len(readiness.reasons) == 1 and "halves of control differ" in readiness.reasons[0]
@@ -101,6 +101,15 @@ def test_right_traffic_is_hardly_ever_red() -> None:
         for rows in (60, 500, 3000):
             readiness = summarise(outcomes(3000, seed=seed)[:rows], OBJECTIVE, 0.1).readiness
             assert readiness.trusted, (seed, rows, readiness)
+
+
+def test_requests_of_one_unit_count_once() -> None:
+    """A unit with a thousand requests says no more than one with a single request."""
+    frame = outcomes(400)
+    busy = pd.concat([frame, *[frame[frame["unit"] == frame["unit"][0]]] * 999])
+    once, often = (summarise(one, OBJECTIVE, 0.1) for one in (frame, busy))
+    assert often.comparisons[1].difference == pytest.approx(once.comparisons[1].difference)
+    assert often.readiness == once.readiness
 
 
 def test_no_traffic_is_said() -> None:

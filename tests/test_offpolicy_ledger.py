@@ -25,9 +25,9 @@ from optimizer.records import Outcome
 from optimizer.settings import Settings
 from serving import ledger
 from serving.decision_log import DecisionLog, LoggedDecisions
-from serving.policy_line import fold
 from serving.live_point import make_encoder
 from serving.logged import learned_until, read_log
+from serving.policy_line import fold
 from serving.routes import make_point_policy
 from serving.tokens import CHAMPION, CONTROL, FALLBACK, Decision, TokenSigner
 

@@ -14,7 +14,7 @@ from optimizer.policies.names import PolicySettings
 from optimizer.records import Context, Outcome
 from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.rollout.canary import Gate
-from optimizer.settings import Settings
+from optimizer.settings import ArmSettings, Settings
 from serving import audit, ledger, plans
 from serving.learner import Learner
 from serving.live_point import make_encoder
@@ -62,7 +62,11 @@ def learner(platform: Settings, connection: psycopg.Connection) -> Iterator[Lear
 
 @pytest.fixture
 def promotion(platform: Settings) -> Promotion:
-    return Promotion(platform, platform.decision_points[0])
+    return Promotion(platform, platform.decision_points[0], schema_id(platform))
+
+
+def schema_id(platform: Settings) -> int:
+    return make_encoder(platform.decision_points[0], EMBEDDER).schema_id
 
 
 def plan_in_valkey(platform: Settings) -> RoutingPlan | None:
@@ -113,17 +117,36 @@ def test_variants_get_numbers_by_what_differs(learner, connection, promotion) ->
     assert promotion.add_variant(PolicySettings(alpha=0.5)) == "1.1"
     assert promotion.add_variant(LINUCB) == "2.0"
     assert promotion.add_variant(PolicySettings(alpha=0.5)) == "1.1"
-    assert promotion.add_variant(PolicySettings(alpha=0.7)) == "1.2"
-    assert list(promotion.variants()) == ["1.0", "1.1", "1.2", "2.0"]
+    assert promotion.add_variant(PolicySettings(alpha=0.7)) == "3.0"
+    assert list(promotion.variants()) == ["1.0", "1.1", "2.0", "3.0"]
+
+
+def test_other_arms_renumber_the_policies_and_keep_what_they_learned(
+    platform, learner, connection, promotion
+) -> None:
+    ledger.write(connection, rewards(platform, CHAMPION, 0.5, 40, seed=3))
+    wait_until(lambda: learner.position == 40)
+    promotion.replace(PolicyRef(promotion.add_variant(LINUCB)), None, "for a test")
+    wait_until(lambda: plan_in_valkey(platform).champion == PolicyRef("2.0"))
+    learner.close()
+    point = platform.decision_points[0]
+    more = point.model_copy(update={"arms": (*point.arms, ArmSettings(model="third"))})
+    again = Learner(platform.model_copy(update={"decision_points": (more,)}), more, EMBEDDER)
+    again.start()
+    wait_until(lambda: plan_in_valkey(platform).champion == PolicyRef("2.1"))
+    assert plans.variants(connection, "chat")["2.1"] == LINUCB
+    assert audit.trail(connection, "chat")[0].action == "policy.renumber"
+    wait_until(lambda: again.position == 40)
+    again.close()
 
 
 def test_another_policy_in_the_settings_becomes_the_champion(platform, connection) -> None:
     point = platform.decision_points[0]
-    first = plans.ensure(connection, point, 1.0)
-    assert plans.ensure(connection, point, 2.0) == first
+    first = plans.ensure(connection, point, 7, 1.0)
+    assert plans.ensure(connection, point, 7, 2.0) == first
     edited = point.model_copy(update={"policy": LINUCB})
-    assert plans.ensure(connection, edited, 3.0).champion == PolicyRef("2.0")
-    assert plans.ensure(connection, point, 4.0).champion == FIRST
+    assert plans.ensure(connection, edited, 7, 3.0).champion == PolicyRef("2.0")
+    assert plans.ensure(connection, point, 7, 4.0).champion == FIRST
     actions = [entry.action for entry in audit.trail(connection, "chat")]
     assert actions == ["policy.replace", "policy.replace"]
 
@@ -131,7 +154,8 @@ def test_another_policy_in_the_settings_becomes_the_champion(platform, connectio
 def test_a_promoted_champion_survives_a_restart(platform, learner, connection, promotion) -> None:
     promotion.replace(PolicyRef(promotion.add_variant(LINUCB)), None, "for a test")
     learner.close()
-    assert plans.ensure(connection, platform.decision_points[0], 5.0).champion.variant == "2.0"
+    plan = plans.ensure(connection, platform.decision_points[0], schema_id(platform), 5.0)
+    assert plan.champion.variant == "2.0"
 
 
 def test_a_bad_challenger_is_rolled_back_by_itself(

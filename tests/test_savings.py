@@ -54,6 +54,7 @@ def traffic(live: Settings, count: int, start: datetime, control_share: float = 
             1,
             point.name,
             b"",
+            unit=number.to_bytes(8, "big"),
         )
         raw, _ = signer.sign(decision)
         log.add(LoggedDecisions(point.name, [point.arms[large].model], [decision.role], [raw]))
