@@ -22,7 +22,7 @@ from optimizer.experiments import Moments, adaptive_difference, compare, exceeds
 from optimizer.experiments.adaptive import pseudo_outcomes
 from optimizer.experiments.fixed_horizon import mean_size, proportion_size
 from optimizer.experiments.sample_ratio import ALPHA, CONCENTRATION
-from optimizer.experiments.sequential import UNKNOWN_SPAN
+from optimizer.experiments.sequential import ONE_SIDED_PSEUDO_ROWS, UNKNOWN_SPAN
 
 RESULT = Path(__file__).parent / "results" / "experiments.md"
 LEVEL = 0.05
@@ -78,25 +78,26 @@ class Looks:
         with np.errstate(divide="ignore", invalid="ignore"):
             pooled = np.maximum(squares - total**2 / self.count, 0) / (self.count - 1)
             wide = UNKNOWN_SPAN**2 * pooled if span is None else span**2
-            self.means, self.error, self.plain = [], 0.0, 0.0
+            self.means, self.plain, self.added = [], 0.0, 0.0
             for number, total, squares in self.groups:
                 spread = np.maximum(squares - total**2 / number, 0) / (number - 1)
                 self.means.append(total / number)
-                self.error = self.error + (spread + PSEUDO_ROWS * wide / number) / number
+                self.added = self.added + wide / number**2
                 self.plain = self.plain + spread / number
         self.enough = np.minimum(self.groups[0][0], self.groups[1][0]) >= ENOUGH
 
     def log_e(self, best_at: float) -> Array:
         scaled = self._scaled(best_at, LEVEL)
         with np.errstate(divide="ignore", invalid="ignore"):
-            square = (self.means[0] - self.means[1]) ** 2 / self.error
+            square = (self.means[0] - self.means[1]) ** 2 / (self.plain + PSEUDO_ROWS * self.added)
             found = (square * scaled / (1 + scaled) - np.log1p(scaled)) / 2
         return np.where(self.enough & np.isfinite(found), found, 0.0)
 
     def log_e_above(self, best_at: float, sign: int = 1) -> Array:
         scaled = self._scaled(best_at, 2 * LEVEL)
         with np.errstate(divide="ignore", invalid="ignore"):
-            score = (self.means[0] - self.means[1]) / np.sqrt(self.error)
+            error = self.plain + ONE_SIDED_PSEUDO_ROWS * self.added
+            score = (self.means[0] - self.means[1]) / np.sqrt(error)
             root = sign * score * np.sqrt(scaled / (1 + scaled))
             found = math.log(2) + (root**2 - np.log1p(scaled)) / 2 + log_ndtr(root)
         return np.where(self.enough & np.isfinite(found), found, 0.0)

@@ -36,6 +36,11 @@ __all__ = ["Comparison", "Exceedance", "compare", "exceeds", "lift"]
 UNKNOWN_SPAN = 8.0
 """Standard deviations that stand for the width of a range nobody knows."""
 
+ONE_SIDED_PSEUDO_ROWS = 3.0
+"""A one-sided test spends its whole level on one side, also where that is the side on which a small
+group of skewed outcomes errs. With the two of `optimizer.confidence` it was wrong in up to 6.5 % of
+runs at 5 % a promise (a rate of 10 %, groups of 95:5), with three in 4.2 %."""
+
 _MOST = 690.0
 """An e-value beyond exp(690) is given as exp(690): JSON knows no infinity."""
 
@@ -180,7 +185,7 @@ def exceeds(
         raise InvalidInput("alpha", alpha, "a probability in (0, 0.5)")
     if not factor > 0:
         raise InvalidInput("factor", factor, "a multiple above 0")
-    count, variance = _variance(first, second, factor, span)
+    count, variance = _variance(first, second, factor, span, ONE_SIDED_PSEUDO_ROWS)
     value = first.mean - factor * second.mean
     scaled = _scaled(max(count, 1.0), 2 * alpha, best_at)
     if variance is None:
@@ -229,9 +234,9 @@ def lift(
     value = treated.mean / control.mean - 1.0
     if variance is None:
         return Estimate(value, None, None, int(count))
-    pooled = _range_squared(treated, control, span)
-    of_treated = unit * _error(treated, pooled)
-    of_control = unit * _error(control, pooled)
+    added = PSEUDO_ROWS * _range_squared(treated, control, span)
+    of_treated = unit * _error(treated, added)
+    of_control = unit * _error(control, added)
     square = control.mean**2 - of_control
     if square <= 0:
         return Estimate(value, None, None, int(count))
@@ -243,7 +248,11 @@ def lift(
 
 
 def _variance(
-    first: Moments, second: Moments, factor: float, span: float | None
+    first: Moments,
+    second: Moments,
+    factor: float,
+    span: float | None,
+    pseudo_rows: float = PSEUDO_ROWS,
 ) -> tuple[float, float | None]:
     """Count of both, and that count times the squared standard error; None of too few."""
     if span is not None and not span > 0:
@@ -251,13 +260,13 @@ def _variance(
     count = float(first.count + second.count)
     if min(first.count, second.count) < ENOUGH:
         return count, None
-    pooled = _range_squared(first, second, span)
-    return count, count * (_error(first, pooled) + factor**2 * _error(second, pooled))
+    added = pseudo_rows * _range_squared(first, second, span)
+    return count, count * (_error(first, added) + factor**2 * _error(second, added))
 
 
-def _error(group: Moments, range_squared: float) -> float:
-    """The squared standard error of a mean, pseudo-rows included."""
-    return (group.variance + PSEUDO_ROWS * range_squared / group.count) / group.count
+def _error(group: Moments, added: float) -> float:
+    """The squared standard error of a mean, with ``added`` squares in the group."""
+    return (group.variance + added / group.count) / group.count
 
 
 def _range_squared(first: Moments, second: Moments, span: float | None) -> float:
