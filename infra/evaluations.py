@@ -26,7 +26,7 @@ from optimizer.policies import POLICY_NAMES, Policy, PolicySettings, make_policy
 from optimizer.records import Arm, Matrix
 from optimizer.settings import Settings
 
-__all__ = ["EvaluationRequest", "run_evaluation"]
+__all__ = ["EvaluationRequest", "judge", "run_evaluation"]
 
 _CHAMPION = "champion"
 _STATIC = "static"
@@ -145,15 +145,25 @@ def _target(
     if policy not in POLICY_NAMES or kind == _STATIC:
         known = [*(name for name in POLICY_NAMES if name != _STATIC), "static:MODEL", _CHAMPION]
         raise UnknownName("policy", policy, f"one of {', '.join(known)}")
-    batch = math.ceil(len(log) / _UPDATES)
-    chances = targets.learning(
-        log, _fresh(policy, source), batch, lambda done, total: on_step(done, total, policy)
-    )
+    chances = _taught(_fresh(policy, source), source, policy, on_step)
     note = (
         f"{policy} starts without knowledge and learns from earlier rows of the log: this is what "
         "it would have scored if taught, without delay, by what the log chose."
     )
     return _Target(policy, log, chances, (note,))
+
+
+def judge(policy: PolicySettings, source: Source, name: str, on_step: OnStep) -> Evaluation:
+    """What a policy would have done on a log, taught by earlier rows of it."""
+    with threadpool_limits(1):
+        chances = _taught(_made(policy, source), source, name, on_step)
+        return evaluate(source.decisions, chances, source.objective, policy=name)
+
+
+def _taught(policy: Policy, source: Source, name: str, on_step: OnStep) -> Matrix:
+    log = source.decisions
+    batch = math.ceil(len(log) / _UPDATES)
+    return targets.learning(log, policy, batch, lambda done, total: on_step(done, total, name))
 
 
 def _arms_of(policy: str, model: str, source: Source) -> tuple[str, ...]:

@@ -133,6 +133,103 @@ def prompts(
             print_json({"prompts": found})
 
 
+@models.command()
+def create(
+    policy: Annotated[str, typer.Option(help="A name (linucb, ...) or MODEL+EXPLORATION.")],
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter; may be repeated."),
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Let it decide and be logged without serving.")
+    ] = False,
+    decision_point: Point = None,
+    as_json: Json = False,
+) -> None:
+    """Name a policy as a variant; it learns from the whole ledger once the plan has it."""
+    with errors_shown(as_json):
+        from infra.home import find_settings
+        from infra.rollouts import create_variant, show_plan
+
+        settings = find_settings()[0]
+        point = chosen_point(settings, decision_point)
+        variant, plan = create_variant(settings, point, policy, setting or [], shadow)
+        on_stderr().print(f"variant {variant} of {point}")
+        show_plan(on_stderr(), plan)
+        if as_json:
+            print_json({"variant": variant, "plan": plan})
+
+
+@models.command()
+def promote(
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="A variant (2.0), or a version of it (2.0.3).")
+    ],
+    now: Annotated[bool, typer.Option("--now", help="Champion at once, without a canary.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start the canary although the log speaks against it.")
+    ] = False,
+    decision_point: Point = None,
+    as_json: Json = False,
+) -> None:
+    """Lead a variant to all traffic: 5, 25, 50 %, then all, while its guardrails hold."""
+    with errors_shown(as_json):
+        from infra.home import find_settings
+        from infra.progress import steps
+        from infra.rollouts import promote_variant, show_plan
+
+        settings = find_settings()[0]
+        point = chosen_point(settings, decision_point)
+        with steps("off-policy check") as on_step:
+            plan, reason = promote_variant(settings, point, version, now, force, on_step)
+        on_stderr().print(reason, markup=False)
+        show_plan(on_stderr(), plan)
+        if as_json:
+            print_json({"reason": reason, "plan": plan})
+
+
+@models.command()
+def rollback(
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VERSION]", help="Go back to it and stay there; the newest step if left out."
+        ),
+    ] = None,
+    decision_point: Point = None,
+    as_json: Json = False,
+) -> None:
+    """Take back the newest step: the running canary, or the last champion."""
+    with errors_shown(as_json):
+        from infra.home import find_settings
+        from infra.rollouts import roll_back, show_plan
+
+        settings = find_settings()[0]
+        point = chosen_point(settings, decision_point)
+        plan = roll_back(settings, point, version)
+        show_plan(on_stderr(), plan)
+        if as_json:
+            print_json({"plan": plan})
+
+
+@models.command()
+def audit(
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest.")] = 20,
+    decision_point: Point = None,
+    as_json: Json = False,
+) -> None:
+    """Show who changed the plan, when and why."""
+    with errors_shown(as_json):
+        from infra.home import find_settings
+        from infra.rollouts import read_trail, trail_table
+
+        settings = find_settings()[0]
+        entries = read_trail(settings, chosen_point(settings, decision_point), limit)
+        on_stderr().print(trail_table(entries))
+        if as_json:
+            print_json({"audit": entries})
+
+
 def chosen_point(settings: Settings, name: str | None) -> str:
     """The decision point that was named, else the only one.
 

@@ -62,6 +62,9 @@ class Learner:
     restore
         Called with (decision point's name, lineage) where PostgreSQL has no checkpoint; gives one
         from elsewhere (the registry), or None.
+    on_plan
+        Told of each plan that comes into force, and of the reason where the learner itself has
+        changed it; it must return at once.
 
     Attributes
     ----------
@@ -78,6 +81,7 @@ class Learner:
         embedder: Embedder,
         on_version: NewVersion = lambda point, variant, state, at, alias: None,
         restore: Callable[[str, str], Checkpoint | None] = lambda name, lineage: None,
+        on_plan: Callable[[RoutingPlan, str], None] = lambda plan, reason: None,
     ) -> None:
         self._settings = settings
         self._point = point
@@ -87,7 +91,8 @@ class Learner:
         self._snapshots = SnapshotStore(settings.valkey_address)
         self._plan = RoutingPlan(point.name, 0, PolicyRef(""))
         self._lines: dict[str, PolicyLine] = {}
-        self._watch = RolloutWatch(point)
+        self._on_plan = on_plan
+        self._watch = RolloutWatch(point, lambda plan, taken: on_plan(plan, taken.reason))
         self.statistics = ArmStatistics()
         self.statistics_lock = threading.Lock()
         self._counted = 0
@@ -163,6 +168,7 @@ class Learner:
                 self._lines[name] = line
             self._watch.follow(plan)
             self._plan = plan
+            self._on_plan(plan, "")
         try:
             for ref in plan.refs():
                 if ref.pinned is not None:

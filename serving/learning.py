@@ -15,8 +15,10 @@ import psycopg
 
 from feature_repo.embedding import Embedder
 from optimizer.errors import Unavailable
+from optimizer.rollout import RoutingPlan
 from optimizer.settings import DecisionPoint, Settings
 from registry.description import PolicyDescription
+from registry.plan_aliases import align_aliases, record_step
 from registry.versions import PolicyRegistry
 from serving import experiments
 from serving.learner import Learner
@@ -51,10 +53,17 @@ class Learning:
         self._settings = settings
         self._embedder = Embedder()
         self._versions: queue.Queue[_Version] = queue.Queue()
+        self._plans: dict[str, RoutingPlan] = {}
+        self._stories: queue.Queue[tuple[RoutingPlan, str]] = queue.Queue()
         self._stop = threading.Event()
         self._learners = {
             point.name: Learner(
-                settings, point, self._embedder, self._offer_version, self._champion
+                settings,
+                point,
+                self._embedder,
+                self._offer_version,
+                self._champion,
+                self._take_plan,
             )
             for point in settings.decision_points
         }
@@ -84,6 +93,12 @@ class Learning:
         self, point: DecisionPoint, variant: str, state: bytes, position: int, alias: str | None
     ) -> None:
         self._versions.put((point, variant, state, position, alias))
+
+    def _take_plan(self, plan: RoutingPlan, reason: str) -> None:
+        if reason:  # of the challenger that `plan` still has
+            self._stories.put((plan, reason))
+        else:
+            self._plans[plan.decision_point] = plan
 
     def _champion(self, name: str, lineage: str) -> Checkpoint | None:
         """The registered champion, for a start without a checkpoint in PostgreSQL."""
@@ -117,6 +132,23 @@ class Learning:
                 except Exception:
                     _LOG.exception("version %s of %s is not registered", key[1], key[0])
                     del waiting[key]
+            if registry is not None and not waiting:
+                self._tell(registry)
+
+    def _tell(self, registry: PolicyRegistry) -> None:
+        """Move aliases to where plans have gone, and write canaries' steps to their versions."""
+        try:
+            while not self._stories.empty():
+                plan, reason = self._stories.queue[0]
+                record_step(registry, plan, reason)
+                self._stories.get()
+            for name, plan in list(self._plans.items()):
+                if align_aliases(registry, plan) and self._plans.get(name) is plan:
+                    del self._plans[name]
+        except Unavailable as error:
+            _LOG.info("aliases wait: %s", error)
+        except Exception:
+            _LOG.exception("aliases could not be moved")
 
     def _register(self, registry: PolicyRegistry, version: _Version) -> None:
         point, variant, state, position, alias = version

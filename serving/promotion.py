@@ -41,31 +41,28 @@ class Promotion:
         Of the whole platform.
     point
         The decision point.
-    schema_id
-        Of its feature layout.
     """
 
-    def __init__(self, settings: Settings, point: DecisionPoint, schema_id: int) -> None:
+    def __init__(self, settings: Settings, point: DecisionPoint) -> None:
         self._settings = settings
-        self._point = point
-        self._schema_id = schema_id
+        self.point = point
 
     def plan(self) -> RoutingPlan:
         """The plan in force."""
         with self._connected() as connection:
-            return plans.current(connection, self._point.name)
+            return plans.current(connection, self.point.name)
 
     def variants(self) -> dict[str, PolicySettings]:
         """The configurations by their names."""
         with self._connected() as connection:
-            return plans.variants(connection, self._point.name)
+            return plans.variants(connection, self.point.name)
 
-    def add_variant(self, policy: PolicySettings) -> str:
-        """Name a configuration; it serves nobody yet."""
+    def add_variant(self, policy: PolicySettings, schema_id: int) -> str:
+        """Name a configuration for that feature layout; it serves nobody yet."""
         with self._connected() as connection:
-            plans.current(connection, self._point.name)
-            point = self._point.model_copy(update={"policy": policy})
-            return plans.add_variant(connection, point, self._schema_id)
+            plans.current(connection, self.point.name)
+            point = self.point.model_copy(update={"policy": policy})
+            return plans.add_variant(connection, point, schema_id)
 
     def shadow(self, variant: str | None) -> RoutingPlan:
         """Let a variant decide and be logged without serving; None ends that.
@@ -111,14 +108,14 @@ class Promotion:
         ref = PolicyRef(variant)
         with self._connected() as connection:
             self._known(connection, ref)
-            position = ledger.head(connection, self._point.name)
+            position = ledger.head(connection, self.point.name)
 
             def update(plan: RoutingPlan) -> RoutingPlan:
                 if plan.champion == ref:
                     raise InvalidInput("variant", variant, "one that is not the champion already")
                 if plan.shadow == ref:
                     plan = msgspec.structs.replace(plan, shadow=None)
-                return start(plan, ref, self._point.canary, time.time(), position)
+                return start(plan, ref, self.point.canary, time.time(), position)
 
             reason = f"Variant {variant} starts as challenger. {gate.reason}"
             return self._change(connection, update, "canary.start", reason, gate.evidence)
@@ -143,7 +140,7 @@ class Promotion:
         with self._connected() as connection:
             self._known(connection, ref)
             if state is not None:
-                plans.pin_state(connection, self._point.name, ref, state)
+                plans.pin_state(connection, self.point.name, ref, state)
             return self._change(
                 connection, lambda plan: _with_champion(plan, ref), "policy.promote", reason, {}
             )
@@ -177,7 +174,7 @@ class Promotion:
     def _champion_before(self, connection: psycopg.Connection[Any]) -> PolicyRef | None:
         """Whom the present champion replaced; changes that were rolled back don't count."""
         undone = 0
-        for entry in audit.trail(connection, self._point.name, _TRAIL):
+        for entry in audit.trail(connection, self.point.name, _TRAIL):
             before, after = entry.evidence.get("plan_before"), entry.evidence.get("plan")
             if before is None or after is None or before["champion"] == after["champion"]:
                 continue
@@ -190,7 +187,7 @@ class Promotion:
         return None
 
     def _known(self, connection: psycopg.Connection[Any], ref: PolicyRef | None) -> None:
-        known = plans.variants(connection, self._point.name)
+        known = plans.variants(connection, self.point.name)
         if ref is not None and ref.variant not in known:
             raise UnknownName("variant", ref.variant, f"one of {list(known)}")
 
@@ -204,7 +201,7 @@ class Promotion:
     ) -> RoutingPlan:
         plan = plans.change(
             connection,
-            self._point.name,
+            self.point.name,
             update,
             actor=_ACTOR,
             action=action,

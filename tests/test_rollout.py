@@ -62,11 +62,16 @@ def learner(platform: Settings, connection: psycopg.Connection) -> Iterator[Lear
 
 @pytest.fixture
 def promotion(platform: Settings) -> Promotion:
-    return Promotion(platform, platform.decision_points[0], schema_id(platform))
+    return Promotion(platform, platform.decision_points[0])
 
 
 def schema_id(platform: Settings) -> int:
     return make_encoder(platform.decision_points[0], EMBEDDER).schema_id
+
+
+def add_variant(promotion: Promotion, policy: PolicySettings) -> str:
+    point = promotion.point
+    return promotion.add_variant(policy, make_encoder(point, EMBEDDER).schema_id)
 
 
 def plan_in_valkey(platform: Settings) -> RoutingPlan | None:
@@ -114,10 +119,10 @@ def rewards(
 
 def test_variants_get_numbers_by_what_differs(learner, connection, promotion) -> None:
     assert promotion.variants() == {"1.0": PolicySettings()}
-    assert promotion.add_variant(PolicySettings(alpha=0.5)) == "1.1"
-    assert promotion.add_variant(LINUCB) == "2.0"
-    assert promotion.add_variant(PolicySettings(alpha=0.5)) == "1.1"
-    assert promotion.add_variant(PolicySettings(alpha=0.7)) == "3.0"
+    assert add_variant(promotion, PolicySettings(alpha=0.5)) == "1.1"
+    assert add_variant(promotion, LINUCB) == "2.0"
+    assert add_variant(promotion, PolicySettings(alpha=0.5)) == "1.1"
+    assert add_variant(promotion, PolicySettings(alpha=0.7)) == "3.0"
     assert list(promotion.variants()) == ["1.0", "1.1", "2.0", "3.0"]
 
 
@@ -126,7 +131,7 @@ def test_other_arms_renumber_the_policies_and_keep_what_they_learned(
 ) -> None:
     ledger.write(connection, rewards(platform, CHAMPION, 0.5, 40, seed=3))
     wait_until(lambda: learner.position == 40)
-    promotion.replace(PolicyRef(promotion.add_variant(LINUCB)), None, "for a test")
+    promotion.replace(PolicyRef(add_variant(promotion, LINUCB)), None, "for a test")
     wait_until(lambda: plan_in_valkey(platform).champion == PolicyRef("2.0"))
     learner.close()
     point = platform.decision_points[0]
@@ -152,7 +157,7 @@ def test_another_policy_in_the_settings_becomes_the_champion(platform, connectio
 
 
 def test_a_promoted_champion_survives_a_restart(platform, learner, connection, promotion) -> None:
-    promotion.replace(PolicyRef(promotion.add_variant(LINUCB)), None, "for a test")
+    promotion.replace(PolicyRef(add_variant(promotion, LINUCB)), None, "for a test")
     learner.close()
     plan = plans.ensure(connection, platform.decision_points[0], schema_id(platform), 5.0)
     assert plan.champion.variant == "2.0"
@@ -161,11 +166,11 @@ def test_a_promoted_champion_survives_a_restart(platform, learner, connection, p
 def test_a_bad_challenger_is_rolled_back_by_itself(
     platform, learner, connection, promotion
 ) -> None:
-    variant = promotion.add_variant(LINUCB)
+    variant = add_variant(promotion, LINUCB)
     promotion.canary(variant, ALLOWED)
     wait_until(lambda: plan_in_valkey(platform).challenger == PolicyRef(variant))
     with pytest.raises(InvalidInput, match="roll it back first"):
-        promotion.canary(promotion.add_variant(PolicySettings(alpha=0.3)), ALLOWED)
+        promotion.canary(add_variant(promotion, PolicySettings(alpha=0.3)), ALLOWED)
     ledger.write(connection, rewards(platform, CHAMPION, 0.9, 600, seed=1))
     ledger.write(connection, rewards(platform, CHALLENGER, 0.5, 200, seed=2))
     told = time.monotonic()
@@ -181,7 +186,7 @@ def test_a_bad_challenger_is_rolled_back_by_itself(
 def test_a_good_challenger_goes_through_every_stage(
     platform, learner, connection, promotion
 ) -> None:
-    variant = promotion.add_variant(LINUCB)
+    variant = add_variant(promotion, LINUCB)
     promotion.canary(variant, ALLOWED)
     seen = []
     for seed in range(40):
@@ -202,7 +207,7 @@ def test_a_good_challenger_goes_through_every_stage(
 
 
 def test_evidence_is_found_again_after_a_restart(platform, learner, connection, promotion) -> None:
-    promotion.canary(promotion.add_variant(LINUCB), ALLOWED)
+    promotion.canary(add_variant(promotion, LINUCB), ALLOWED)
     wait_until(lambda: plan_in_valkey(platform).challenger is not None)
     ledger.write(connection, rewards(platform, CHAMPION, 0.9, 400, seed=1))
     learner.close()
@@ -216,7 +221,7 @@ def test_evidence_is_found_again_after_a_restart(platform, learner, connection, 
 def test_rollback_by_hand_takes_back_one_step(learner, connection, promotion) -> None:
     with pytest.raises(InvalidInput, match="no other champion"):
         promotion.rollback()
-    variant = promotion.add_variant(LINUCB)
+    variant = add_variant(promotion, LINUCB)
     promotion.canary(variant, ALLOWED)
     assert promotion.rollback().challenger is None
     promotion.replace(PolicyRef(variant), None, "for a test")

@@ -25,13 +25,13 @@ from msgspec import Struct
 
 from optimizer.confidence import Estimate
 from optimizer.errors import InvalidInput
-from optimizer.offpolicy import CHOSEN, Evaluation
 from optimizer.rollout.evidence import Evidence
 from optimizer.rollout.guardrails import GUARDRAILS, Finding, judge
 from optimizer.rollout.plan import PolicyRef, RoutingPlan
 from optimizer.rollout.settings import CanarySettings
 
 if TYPE_CHECKING:  # the settings hold this package's own
+    from optimizer.offpolicy import Evaluation
     from optimizer.settings import Guardrails
 
 __all__ = ["Gate", "Step", "gate", "next_plan", "start", "step"]
@@ -82,6 +82,8 @@ def gate(evaluation: Evaluation | None, guardrails: Guardrails) -> Gate:
     guardrails
         The limits.
     """
+    from optimizer.offpolicy import CHOSEN  # pandas, which a rollback must not wait for
+
     if evaluation is None:
         return Gate(True, "There is no log to check it on; the first stage will.", {})
     verdict = evaluation.verdict
