@@ -195,16 +195,17 @@ def fill(dsn: str, rows: int) -> None:
         create_tables(connection)
         for row in range(rows):
             raw = row.to_bytes(16, "big")
+            token = b"\x02" + bytes(60) + row.to_bytes(8, "big")  # each a unit of its own
             at = datetime.now(UTC) - timedelta(seconds=rows - row)
             role, model = ("control", "large") if row % 5 == 0 else ("champion", "small")
             connection.execute(
                 "INSERT INTO decisions (decision_point, decision_id, decided_at, model, role, "
                 "propensity, policy_version, token) VALUES ('chat', %s, %s, %s, %s, 0.5, 1, %s)",
-                (raw.hex(), at, model, role, b"token"),
+                (raw.hex(), at, model, role, token),
             )
             cost = 0.008 if model == "large" else 0.002
             outcome = Outcome(quality=float(row % 7 != 0), cost_usd=cost)
-            events.append(RewardEvent("chat", raw, "", outcome, False, b"token"))
+            events.append(RewardEvent("chat", raw, "", outcome, False, token))
         write(connection, events)
 
 
