@@ -26,7 +26,7 @@ ALIASES = (CHAMPION, CHALLENGER, SHADOW, PREVIOUS)
 class Aliases(StoredVersions):
     """Moves aliases and writes tags; each call may be repeated."""
 
-    def set_alias(self, decision_point: str, alias: str, version: str | int) -> PolicyVersion:
+    def set_alias(self, decision_point: str, alias: str, version: str | int) -> None:
         """Give a version a role, which whichever had it loses; ``version`` as in `get`.
 
         Raises
@@ -40,7 +40,6 @@ class Aliases(StoredVersions):
         with reaching():
             found = self._find(decision_point, version)
             self._client.set_registered_model_alias(decision_point, alias, found.version)
-        return self.get(decision_point, int(found.version))
 
     def remove_alias(self, decision_point: str, alias: str) -> None:
         """Take a role away; nothing happens where no version has it. Errors as in `set_alias`."""

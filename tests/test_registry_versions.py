@@ -155,7 +155,8 @@ def test_roles_and_tags(mlflow_url: str) -> None:
     registry = PolicyRegistry(mlflow_url)
     for _ in range(2):
         publish(registry, description("roles"))
-    assert registry.set_alias("roles", "shadow", "1.0.0").aliases == ("shadow",)
+    registry.set_alias("roles", "shadow", "1.0.0")
+    assert registry.get("roles", 1).aliases == ("shadow",)
     registry.remove_alias("roles", "shadow")
     registry.remove_alias("roles", "shadow")
     assert registry.get("roles", 1).aliases == ()
