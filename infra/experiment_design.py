@@ -9,7 +9,7 @@ import msgspec.yaml
 
 from optimizer.errors import InvalidInput
 
-__all__ = ["read_design", "read_variants"]
+__all__ = ["read_design", "read_prompts", "read_variants"]
 
 
 def read_design(file: Path | None) -> dict[str, Any]:
@@ -65,6 +65,23 @@ def read_variants(options: list[str], weights: str | None = None) -> list[dict[s
         except ValueError:
             raise InvalidInput("weights", weights, "numbers joined by commas") from None
     return found
+
+
+def read_prompts(decision_point: str | None) -> dict[str, Any]:
+    """The design that compares the prompt variants of a decision point's arms.
+
+    Raises
+    ------
+    InvalidInput
+        If no two arms differ in their prompt alone, or it is not clear which decision point is
+        meant.
+    """
+    from infra.home import find_settings
+    from infra.models_cli import chosen_point
+    from optimizer.experiments.prompts import prompt_experiment
+
+    settings = find_settings()[0]
+    return prompt_experiment(settings.decision_point(chosen_point(settings, decision_point)))
 
 
 def _pattern(text: str) -> dict[str, str]:

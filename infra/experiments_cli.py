@@ -37,6 +37,9 @@ def create(
             "with this prompt), several joined by commas.",
         ),
     ] = None,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Compare the prompt variants that arms differ in.")
+    ] = False,
     weights: Annotated[
         str | None, typer.Option(help="One a variant, for instance 0.9,0.1: weighted.")
     ] = None,
@@ -72,7 +75,7 @@ def create(
 ) -> None:
     """Store a draft, from a file or from options (which win over the file)."""
     with errors_shown(as_json):
-        from infra.experiment_design import read_design, read_variants
+        from infra.experiment_design import read_design, read_prompts, read_variants
 
         given: dict[str, Any] = {
             "decision_point": decision_point,
@@ -88,9 +91,8 @@ def create(
             "smallest_effect": smallest_effect,
             "planned_samples": planned_samples,
         }
-        design = read_design(file) | {
-            key: value for key, value in given.items() if value is not None and value != []
-        }
+        design = read_design(file) | (read_prompts(decision_point) if prompts else {})
+        design |= {key: value for key, value in given.items() if value is not None and value != []}
         with _calls() as calls:
             made = calls.create(design)
         on_stderr().print(

@@ -73,10 +73,11 @@ class RolloutWatch:
                 continue
             if decision.decided_at < plan.stage_at:
                 continue
+            unit = None if decision.unit == decision.decision_id[:8] else decision.unit
             if decision.role == CHALLENGER:
-                self._evidence.update("challenger", row.before, row.after)
+                self._evidence.update("challenger", row.before, row.after, unit)
             elif decision.role == CHAMPION:
-                self._evidence.update("champion", row.before, row.after)
+                self._evidence.update("champion", row.before, row.after, unit)
             elif decision.role == FALLBACK:
                 self._fallbacks += 1
         if rows:

@@ -99,7 +99,8 @@ class Decision(Struct, frozen=True, gc=False):
     epoch
         Of the routing plan; 0 in a token without one.
     unit
-        8 bytes, the same for all decisions of one unit at this decision point.
+        8 bytes, the same for all decisions of one unit at this decision point; the first of
+        `decision_id` where the decision is a unit of its own.
     """
 
     role: int
@@ -275,6 +276,7 @@ def parse(raw: bytes) -> Decision:
         _,
         *rest,
     ) = header.unpack_from(raw)
+    epoch, unit = rest or (0, decision_id[:8])
     name_end = header.size + length
     return Decision(
         role,
@@ -286,7 +288,8 @@ def parse(raw: bytes) -> Decision:
         schema,
         raw[header.size : name_end].decode(),
         raw[name_end:-_MAC_BYTES],
-        *rest,
+        epoch,
+        unit,
     )
 
 

@@ -76,14 +76,27 @@ def test_corrections_end_where_the_last_word_alone_does(
             assert here.total == pytest.approx(there.total, abs=1e-7)
 
 
-@given(histories(), st.integers(0, 30))
-def test_evidence_that_was_saved_half_way_ends_in_the_same_bytes(
-    changes: list[tuple[str, Outcome, Outcome]], cut: int
+@given(
+    st.lists(st.tuples(st.sampled_from([b"a", b"b", None]), outcomes, outcomes), max_size=20),
+)
+def test_a_unit_counts_once_with_the_mean_of_what_it_told_last(
+    told: list[tuple[bytes | None, Outcome, Outcome]],
 ) -> None:
-    resumed = Evidence.from_bytes(folded(changes[:cut]).to_bytes())
-    for change in changes[cut:]:
-        resumed.update(*change)
-    assert resumed.to_bytes() == folded(changes).to_bytes()
+    evidence = Evidence()
+    for unit, first, _ in told:
+        evidence.update("champion", NOTHING, first, unit)
+    for unit, first, corrected in told:
+        evidence.update("champion", first, corrected, unit)
+    for part in ("quality", "cost_usd", "latency_s"):
+        known = [(unit, value) for unit, _, of in told if (value := getattr(of, part)) is not None]
+        means = [value for unit, value in known if unit is None]
+        for named in (b"a", b"b"):
+            own = [value for unit, value in known if unit == named]
+            means += [sum(own) / len(own)] if own else []
+        found = getattr(evidence.champion, part)
+        assert found.count == len(means)
+        assert found.total == pytest.approx(sum(means), abs=1e-7)
+        assert found.squares == pytest.approx(sum(mean**2 for mean in means), rel=1e-6, abs=1e-6)
 
 
 def of(quality: float = 0.8, cost_usd: float = 0.01, rows: int = 2000) -> GroupEvidence:

@@ -156,6 +156,14 @@ def test_without_a_platform_the_command_says_how_to_start_it(
     assert "`llmopt up`" in error["message"]
 
 
+def test_prompts_are_compared_by_one_option(url) -> None:
+    made = run("create", "--prompts", "--share", "0.3")
+    design = made["design"]
+    assert [one["name"] for one in design["variants"]] == ["default", "terse"]
+    assert (design["allocation"], design["share"]) == ("thompson", 0.3)
+    assert run("start", made["id"])["state"] == "running"
+
+
 def test_problems_over_http_name_field_and_value(url) -> None:
     with httpx.Client(base_url=url) as client:
         made = client.post("/v1/experiments", json=DESIGN)

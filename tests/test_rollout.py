@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from feature_repo.embedding import Embedder
-from optimizer.errors import InvalidInput, UnknownName
+from infra.rollouts import roll_back
+from optimizer.errors import InvalidInput, PartFailed, UnknownName
 from optimizer.features import pack
 from optimizer.policies.names import PolicySettings
 from optimizer.records import Context, Outcome
@@ -110,6 +111,7 @@ def rewards(
             encoder.schema_id,
             "chat",
             features,
+            unit=random.bytes(8),
         )
         outcome = Outcome(quality=float(random.random() < quality), cost_usd=0.001)
         raw, _ = signer.sign(decision)
@@ -232,6 +234,16 @@ def test_rollback_by_hand_takes_back_one_step(learner, connection, promotion) ->
         promotion.replace(PolicyRef("9.9"), None, "for a test")
     with pytest.raises(InvalidInput, match="--force"):
         promotion.canary(variant, Gate(False, "Refused: too dear.", {}))
+
+
+def test_a_rollback_to_a_version_while_mlflow_is_away_leaves_the_plan(
+    platform, learner, promotion, find_free_port
+) -> None:
+    away = platform.model_copy(update={"mlflow_url": f"http://127.0.0.1:{find_free_port()}"})
+    before = promotion.plan()
+    with pytest.raises(PartFailed, match="MLflow does not answer"):
+        roll_back(away, "chat", "1.0.0")
+    assert promotion.plan() == before
 
 
 def test_a_change_that_raises_changes_nothing(learner, connection, promotion) -> None:

@@ -52,7 +52,8 @@ def test_a_token_of_the_first_format_is_still_read() -> None:
     )
     content += b"chat" + b"\x00<" * 5
     raw = content + hmac.digest(bytes.fromhex(KEY), content, "sha256")[:16]
-    assert TokenSigner([KEY]).verify(token_text(raw).decode()) == (raw, DECISION)
+    told = msgspec.structs.replace(DECISION, unit=DECISION.decision_id[:8])
+    assert TokenSigner([KEY]).verify(token_text(raw).decode()) == (raw, told)
 
 
 @pytest.mark.parametrize("length", [16, 64, 65, 200])

@@ -18,7 +18,8 @@ def prompt_experiment(
 
     Each prompt variant is a variant of the experiment, with one arm for each model and its
     parameters. Only models that have every variant take part: else the variants would differ in
-    their models, too.
+    their models, too. Of one model, Thompson sampling moves units to the better prompt; with
+    several, a decision's propensity does not tell the variant's, so shares stay equal.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def prompt_experiment(
     return {
         "name": "prompts" if model is None else f"prompts of {model}",
         "decision_point": point.name,
-        "allocation": "thompson",
+        "allocation": "thompson" if len(complete) == 1 else "fixed",
         "share": share,
         "variants": [
             {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
 from msgspec import Struct, field
 
 from optimizer.experiments.moments import Moments
@@ -24,10 +23,15 @@ Role = Literal["champion", "challenger"]
 class GroupEvidence(Struct):
     """Of one role.
 
+    All requests of a unit go the same way, so a unit counts once, with the mean over its decisions.
+    Bins count decisions: of a unit's p95 there is no mean.
+
     Attributes
     ----------
     quality, cost_usd, latency_s
-        Moments of the decisions where that part is known.
+        Moments of the units where that part is known.
+    units
+        For each named unit and part, how many decisions tell it, and their sum.
     cost_usd_bins, latency_s_bins
         Decisions in each bin of `optimizer.rollout.quantiles`.
     """
@@ -37,14 +41,32 @@ class GroupEvidence(Struct):
     latency_s: Moments = Moments()
     cost_usd_bins: dict[int, int] = field(default_factory=dict)
     latency_s_bins: dict[int, int] = field(default_factory=dict)
+    units: dict[tuple[bytes, str], tuple[int, float]] = field(default_factory=dict)
 
-    def update(self, before: Outcome, after: Outcome) -> None:
-        """Take in a change of what is known about one decision."""
-        self.quality = _moved(self.quality, before.quality, after.quality)
-        self.cost_usd = _moved(self.cost_usd, before.cost_usd, after.cost_usd)
-        self.latency_s = _moved(self.latency_s, before.latency_s, after.latency_s)
+    def update(self, before: Outcome, after: Outcome, unit: bytes | None = None) -> None:
+        """Take in a change of what is known about one decision of a unit, None if of its own."""
+        for part in ("quality", "cost_usd", "latency_s"):
+            old, new = getattr(before, part), getattr(after, part)
+            if unit is not None:
+                old, new = self._means(unit, part, old, new)
+            setattr(self, part, _moved(getattr(self, part), old, new))
         _rebin(self.cost_usd_bins, before.cost_usd, after.cost_usd)
         _rebin(self.latency_s_bins, before.latency_s, after.latency_s)
+
+    def _means(
+        self, unit: bytes, part: str, before: float | None, after: float | None
+    ) -> tuple[float | None, float | None]:
+        """The unit's mean before and after the change."""
+        count, total = self.units.pop((unit, part), (0, 0.0))
+        old = total / count if count else None
+        if before is not None:
+            count, total = count - 1, total - before
+        if after is not None:
+            count, total = count + 1, total + after
+        if not count:
+            return old, None
+        self.units[unit, part] = count, total
+        return old, total / count
 
 
 class Evidence(Struct):
@@ -60,14 +82,14 @@ class Evidence(Struct):
     >>> evidence.update("challenger", Outcome(quality=0.5, latency_s=1.2), Outcome(quality=0.8))
     >>> evidence.challenger.quality.mean, evidence.challenger.latency_s.count
     (0.8, 0)
-    >>> Evidence.from_bytes(evidence.to_bytes()) == evidence
-    True
     """
 
     champion: GroupEvidence = field(default_factory=GroupEvidence)
     challenger: GroupEvidence = field(default_factory=GroupEvidence)
 
-    def update(self, role: Role, before: Outcome, after: Outcome) -> None:
+    def update(
+        self, role: Role, before: Outcome, after: Outcome, unit: bytes | None = None
+    ) -> None:
         """Take in a change of what is known about one decision of the stage.
 
         Parameters
@@ -77,17 +99,11 @@ class Evidence(Struct):
         before, after
             As in `optimizer.records.Observation`: a first signal has an empty ``before``, a
             correction both, a retraction an empty ``after``.
+        unit
+            A hash of the unit; None where the decision is a unit of its own.
         """
-        (self.champion if role == "champion" else self.challenger).update(before, after)
-
-    def to_bytes(self) -> bytes:
-        """MessagePack; `from_bytes` reads it."""
-        return msgspec.msgpack.encode(self)
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Evidence:
-        """What `to_bytes` wrote."""
-        return msgspec.msgpack.decode(content, type=cls)
+        group = self.champion if role == "champion" else self.challenger
+        group.update(before, after, unit)
 
 
 def _moved(moments: Moments, before: float | None, after: float | None) -> Moments:

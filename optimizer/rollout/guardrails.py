@@ -4,8 +4,8 @@ A limit is relative to the champion. Means are compared by `optimizer.experiment
 limit is kept, or broken, where a one-sided test at the limit itself says so. p95s are compared by a
 confidence sequence each (`optimizer.rollout.quantiles`).
 
-Rows count as independent. Requests of one unit all go the same way, so where units send many, and
-units differ, the intervals are too narrow.
+Quality and cost count each unit once. The p95 counts decisions as independent: where units send
+many, and units differ, its interval is too narrow.
 """
 
 from __future__ import annotations
