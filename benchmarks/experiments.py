@@ -17,12 +17,13 @@ import numpy.typing as npt
 from scipy.special import gammaln, log_ndtr, ndtr
 
 from benchmarks.processor import processor
-from optimizer.confidence import ENOUGH, PSEUDO_ROWS, half_width
+from optimizer.confidence import ENOUGH, half_width
 from optimizer.experiments import Moments, adaptive_difference, compare, exceeds, sample_ratio
 from optimizer.experiments.adaptive import pseudo_outcomes
 from optimizer.experiments.fixed_horizon import mean_size, proportion_size
+from optimizer.experiments.pseudo_rows import pseudo_rows
 from optimizer.experiments.sample_ratio import ALPHA, CONCENTRATION
-from optimizer.experiments.sequential import ONE_SIDED_PSEUDO_ROWS, UNKNOWN_SPAN
+from optimizer.experiments.sequential import UNKNOWN_SPAN
 
 RESULT = Path(__file__).parent / "results" / "experiments.md"
 LEVEL = 0.05
@@ -78,26 +79,26 @@ class Looks:
         with np.errstate(divide="ignore", invalid="ignore"):
             pooled = np.maximum(squares - total**2 / self.count, 0) / (self.count - 1)
             wide = UNKNOWN_SPAN**2 * pooled if span is None else span**2
-            self.means, self.plain, self.added = [], 0.0, 0.0
+            self.means, self.plain, added = [], 0.0, 0.0
             for number, total, squares in self.groups:
                 spread = np.maximum(squares - total**2 / number, 0) / (number - 1)
                 self.means.append(total / number)
-                self.added = self.added + wide / number**2
+                added = added + wide / number**2
                 self.plain = self.plain + spread / number
+        self.error = self.plain + pseudo_rows(LEVEL) * added
         self.enough = np.minimum(self.groups[0][0], self.groups[1][0]) >= ENOUGH
 
     def log_e(self, best_at: float) -> Array:
         scaled = self._scaled(best_at, LEVEL)
         with np.errstate(divide="ignore", invalid="ignore"):
-            square = (self.means[0] - self.means[1]) ** 2 / (self.plain + PSEUDO_ROWS * self.added)
+            square = (self.means[0] - self.means[1]) ** 2 / self.error
             found = (square * scaled / (1 + scaled) - np.log1p(scaled)) / 2
         return np.where(self.enough & np.isfinite(found), found, 0.0)
 
     def log_e_above(self, best_at: float, sign: int = 1) -> Array:
         scaled = self._scaled(best_at, 2 * LEVEL)
         with np.errstate(divide="ignore", invalid="ignore"):
-            error = self.plain + ONE_SIDED_PSEUDO_ROWS * self.added
-            score = (self.means[0] - self.means[1]) / np.sqrt(error)
+            score = (self.means[0] - self.means[1]) / np.sqrt(self.error)
             root = sign * score * np.sqrt(scaled / (1 + scaled))
             found = math.log(2) + (root**2 - np.log1p(scaled)) / 2 + log_ndtr(root)
         return np.where(self.enough & np.isfinite(found), found, 0.0)
@@ -270,6 +271,7 @@ def adaptive() -> Iterator[str]:
     cases: dict[str, Callable[[int], tuple[float, float]]] = {
         "50 %, 50 %": lambda _: (0.5, 0.5),
         "50 %, 60 %": lambda _: (0.5, 0.6),
+        "10 %, 10 %": lambda _: (0.1, 0.1),
         "2 %, 2 %": lambda _: (0.02, 0.02),
         "97 %, 99 %": lambda _: (0.97, 0.99),
         "50 %, from 40 to 60 %": lambda row: (0.5, 0.4 + 0.2 * row / size),
@@ -285,7 +287,7 @@ def adaptive() -> Iterator[str]:
             ])  # fmt: skip
             means = pseudo.cumsum(1) / count
             variance = np.maximum((pseudo**2).cumsum(1) / count - means**2, 0)
-            guarded = variance + PSEUDO_ROWS / floor**2 / count
+            guarded = variance + pseudo_rows(LEVEL) / floor**2 / count
             truth = effect.cumsum(1) / count
             enough = np.minimum(drawn.cumsum(1), (1 - drawn).cumsum(1)) >= ENOUGH
             missed = [

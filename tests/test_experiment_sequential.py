@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import halfnorm, norm
 
-from optimizer.confidence import ENOUGH, PSEUDO_ROWS
+from optimizer.confidence import ENOUGH
 from optimizer.errors import InvalidInput
 from optimizer.experiments import Moments, compare, exceeds, lift
 from optimizer.experiments.fixed_horizon import proportion_size
-from optimizer.experiments.sequential import ONE_SIDED_PSEUDO_ROWS, UNKNOWN_SPAN
+from optimizer.experiments.pseudo_rows import pseudo_rows
+from optimizer.experiments.sequential import UNKNOWN_SPAN
 
 TREATED, CONTROL = Moments(2000, 1100.0, 1100.0), Moments(500, 240.0, 240.0)
 
@@ -22,9 +23,10 @@ rates = st.builds(
 )
 
 
-def standard_error(treated: Moments, control: Moments, pseudo_rows: float = PSEUDO_ROWS) -> float:
+def standard_error(treated: Moments, control: Moments) -> float:
     parts = [
-        (group.variance + pseudo_rows / group.count) / group.count for group in (treated, control)
+        (group.variance + pseudo_rows(0.05) / group.count) / group.count
+        for group in (treated, control)
     ]
     return math.sqrt(sum(parts))
 
@@ -47,7 +49,6 @@ def test_the_e_value_is_the_mixed_likelihood_ratio() -> None:
     two = compare(TREATED, CONTROL, span=1.0, best_at=3000)
     by_hand = mixed_likelihood_ratio(norm, -50 * error, 0.05, error)
     assert two.e_value == pytest.approx(by_hand, rel=1e-6)
-    error = standard_error(TREATED, CONTROL, ONE_SIDED_PSEUDO_ROWS)
     one = exceeds(TREATED, CONTROL, span=1.0, best_at=3000)
     by_hand = mixed_likelihood_ratio(halfnorm, 0.0, 0.1, error)
     assert one.e_value == pytest.approx(by_hand, rel=1e-6)

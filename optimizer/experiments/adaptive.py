@@ -24,8 +24,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from optimizer.confidence import BEST_AT, ENOUGH, PSEUDO_ROWS, Estimate, half_width
+from optimizer.confidence import BEST_AT, ENOUGH, Estimate, half_width
 from optimizer.errors import InvalidInput
+from optimizer.experiments.pseudo_rows import pseudo_rows
 from optimizer.records import Vector
 
 __all__ = ["adaptive_difference", "adaptive_mean", "pseudo_outcomes"]
@@ -190,7 +191,7 @@ def _estimate(
     if rows < ENOUGH:
         return Estimate(value, None, None, count)
     width_of_range = float(np.ptp(outcome)) if span is None else span
-    prior = PSEUDO_ROWS * (width_of_range / floor) ** 2
+    prior = pseudo_rows(alpha) * (width_of_range / floor) ** 2
     variance = float(pseudo.var()) + prior / count
     width = float(half_width(float(count), variance, alpha, best_at))
     return Estimate(value, value - width, value + width, count)

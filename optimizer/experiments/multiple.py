@@ -51,7 +51,7 @@ def compare_all(
     >>> [entry.difference.low > 0 for entry in found]
     [True, False]
     >>> [round(p, 4) for p in holm([entry.p_value for entry in found])]
-    [0.0094, 1.0]
+    [0.0098, 1.0]
     """
     shares = np.ones(len(variants)) if weights is None else np.asarray(weights, dtype=float)
     if shares.shape != (len(variants),) or not (shares > 0).all():
