@@ -224,7 +224,7 @@ def test_quality_that_drops_in_the_watch_is_taken_back() -> None:
 
 
 def test_a_challenger_that_always_fails_is_taken_back_after_a_few_outcomes() -> None:
-    evidence = Evidence(of(rows=380), of(quality=0.0, rows=20))
+    evidence = Evidence(of(rows=570), of(quality=0.0, rows=30))
     assert ask(evidence, age_s=1.0).action == "rollback"
 
 
