@@ -13,7 +13,7 @@ passes without a verdict. Evidence begins anew with each stage. All intervals ar
 the probability that any interval ever misses in the whole canary is at most ``alpha``.
 
 An error is an outcome of quality 0, so errors need no rule of their own: a challenger that always
-fails violates the quality guardrail after about fifteen outcomes (at a champion's mean of 0.8).
+fails violates the quality guardrail after 26 outcomes (at a champion's mean of 0.8).
 """
 
 from __future__ import annotations
