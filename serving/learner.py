@@ -24,7 +24,7 @@ from feature_repo.embedding import Embedder
 from optimizer.errors import InvalidToken, Unavailable
 from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.settings import DecisionPoint, Settings
-from serving import ledger, plans
+from serving import ledger, plans, variants
 from serving.live_point import make_encoder
 from serving.policy_line import Checkpoint, PolicyLine, snapshot_of
 from serving.reward_writer import connect
@@ -162,7 +162,7 @@ class Learner:
             names = {ref.variant for ref in plan.refs()}
             self._lines = {name: line for name, line in self._lines.items() if name in names}
             for name in names - self._lines.keys():
-                point = plans.variant_point(connection, self._point, name)
+                point = variants.variant_point(connection, self._point, name)
                 line = PolicyLine(point, name, self._encoder)
                 line.load(connection, self._restore)
                 self._lines[name] = line
@@ -180,7 +180,7 @@ class Learner:
         self._announced_at = now
 
     def _publish_pinned(self, connection: psycopg.Connection[Any], ref: PolicyRef) -> None:
-        state = plans.pinned_state(connection, self._point.name, ref)
+        state = variants.pinned_state(connection, self._point.name, ref)
         if state is None or ref.pinned is None:
             _LOG.error("%s: the state of %s is not there", self._point.name, ref)
             return

@@ -20,7 +20,7 @@ from optimizer.policies.names import PolicySettings
 from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.rollout.canary import Gate, start
 from optimizer.settings import DecisionPoint, Settings
-from serving import audit, ledger, plans
+from serving import audit, ledger, plans, variants
 from serving.reward_writer import connect
 from serving.snapshots import SnapshotStore
 
@@ -55,14 +55,14 @@ class Promotion:
     def variants(self) -> dict[str, PolicySettings]:
         """The configurations by their names."""
         with self._connected() as connection:
-            return plans.variants(connection, self.point.name)
+            return variants.variants(connection, self.point.name)
 
     def add_variant(self, policy: PolicySettings, schema_id: int) -> str:
         """Name a configuration for that feature layout; it serves nobody yet."""
         with self._connected() as connection:
             plans.current(connection, self.point.name)
             point = self.point.model_copy(update={"policy": policy})
-            return plans.add_variant(connection, point, schema_id)
+            return variants.add_variant(connection, point, schema_id)
 
     def shadow(self, variant: str | None) -> RoutingPlan:
         """Let a variant decide and be logged without serving; None ends that.
@@ -140,7 +140,7 @@ class Promotion:
         with self._connected() as connection:
             self._known(connection, ref)
             if state is not None:
-                plans.pin_state(connection, self.point.name, ref, state)
+                variants.pin_state(connection, self.point.name, ref, state)
             return self._change(
                 connection, lambda plan: _with_champion(plan, ref), "policy.promote", reason, {}
             )
@@ -187,7 +187,7 @@ class Promotion:
         return None
 
     def _known(self, connection: psycopg.Connection[Any], ref: PolicyRef | None) -> None:
-        known = plans.variants(connection, self.point.name)
+        known = variants.variants(connection, self.point.name)
         if ref is not None and ref.variant not in known:
             raise UnknownName("variant", ref.variant, f"one of {list(known)}")
 

@@ -263,20 +263,9 @@ def parse(raw: bytes) -> Decision:
     header = _HEADERS.get(raw[0])
     if header is None:
         raise _refuse(raw.hex()[:16], f"its format is {raw[0]}, this version reads {_FORMAT}")
-    (
-        _,
-        role,
-        decision_id,
-        decided_at,
-        arm_id,
-        propensity,
-        version,
-        schema,
-        length,
-        _,
-        *rest,
-    ) = header.unpack_from(raw)
-    epoch, unit = rest or (0, decision_id[:8])
+    fields = header.unpack_from(raw)
+    _, role, decision_id, decided_at, arm_id, propensity, version, schema, length, _ = fields[:10]
+    epoch, unit = fields[10:] or (0, decision_id[:8])
     name_end = header.size + length
     return Decision(
         role,

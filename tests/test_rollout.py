@@ -16,7 +16,7 @@ from optimizer.records import Context, Outcome
 from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.rollout.canary import Gate
 from optimizer.settings import ArmSettings, Settings
-from serving import audit, ledger, plans
+from serving import audit, ledger, plans, variants
 from serving.learner import Learner
 from serving.live_point import make_encoder
 from serving.promotion import Promotion
@@ -141,7 +141,7 @@ def test_other_arms_renumber_the_policies_and_keep_what_they_learned(
     again = Learner(platform.model_copy(update={"decision_points": (more,)}), more, EMBEDDER)
     again.start()
     wait_until(lambda: plan_in_valkey(platform).champion == PolicyRef("2.1"))
-    assert plans.variants(connection, "chat")["2.1"] == LINUCB
+    assert variants.variants(connection, "chat")["2.1"] == LINUCB
     assert audit.trail(connection, "chat")[0].action == "policy.renumber"
     wait_until(lambda: again.position == 40)
     again.close()

@@ -1,0 +1,143 @@
+"""Policy variants in PostgreSQL: the configurations of a decision point by their numbers.
+
+The states that pinned versions serve with are here, too, so that neither Valkey nor MLflow is
+needed to serve them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import psycopg
+
+from optimizer.errors import InvalidInput, UnknownName
+from optimizer.policies.names import PolicySettings
+from optimizer.rollout import PolicyRef
+from optimizer.rollout.versioning import Configuration, Variant, configuration, next_version
+from optimizer.settings import DecisionPoint
+
+__all__ = ["add_variant", "pin_state", "pinned_state", "variant_point", "variants"]
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS policy_variants (
+    decision_point text NOT NULL,
+    variant text NOT NULL,
+    policy jsonb NOT NULL,
+    configuration jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (decision_point, variant)
+);
+CREATE TABLE IF NOT EXISTS pinned_states (
+    decision_point text NOT NULL,
+    variant text NOT NULL,
+    position bigint NOT NULL,
+    state bytea NOT NULL,
+    PRIMARY KEY (decision_point, variant, position)
+);
+"""
+_LOCK = 0x6C6C6D766172
+
+
+def variants(connection: psycopg.Connection[Any], decision_point: str) -> dict[str, PolicySettings]:
+    """The policies of all variants that a decision point ever had, oldest first."""
+    _create_tables(connection)
+    rows = connection.execute(
+        "SELECT variant, policy FROM policy_variants WHERE decision_point = %s "
+        "ORDER BY string_to_array(variant, '.')::int[]",
+        (decision_point,),
+    ).fetchall()
+    return {variant: PolicySettings.model_validate(policy) for variant, policy in rows}
+
+
+def add_variant(connection: psycopg.Connection[Any], point: DecisionPoint, schema_id: int) -> str:
+    """Name a configuration, "major.minor", as `optimizer.rollout.versioning` says.
+
+    Parameters
+    ----------
+    point
+        The decision point with the policy.
+    schema_id
+        Of the feature layout.
+    """
+    _create_tables(connection)
+    new = configuration(point, schema_id)
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        rows = connection.execute(
+            "SELECT variant, configuration FROM policy_variants WHERE decision_point = %s",
+            (point.name,),
+        ).fetchall()
+        known = []
+        for name, content in rows:
+            major, minor = map(int, name.split("."))
+            known.append(Variant(major, minor, 0, msgspec.convert(content, Configuration)))
+        variant = next_version(known, new).variant.name
+        connection.execute(
+            "INSERT INTO policy_variants (decision_point, variant, policy, configuration) "
+            "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            (
+                point.name,
+                variant,
+                point.policy.model_dump_json(),
+                msgspec.json.encode(new).decode(),
+            ),
+        )
+    return variant
+
+
+def variant_point(
+    connection: psycopg.Connection[Any], point: DecisionPoint, variant: str
+) -> DecisionPoint:
+    """The settings of a decision point with the policy of a variant.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such variant.
+    """
+    known = variants(connection, point.name)
+    if variant not in known:
+        raise UnknownName("variant", variant, f"one of {sorted(known)}")
+    return point.model_copy(update={"policy": known[variant]})
+
+
+def pin_state(
+    connection: psycopg.Connection[Any], decision_point: str, ref: PolicyRef, state: bytes
+) -> None:
+    """Keep the state of a pinned version, so that neither Valkey nor MLflow is needed to serve it.
+
+    Raises
+    ------
+    InvalidInput
+        If the reference is not pinned.
+    """
+    _create_tables(connection)
+    if ref.pinned is None:
+        raise InvalidInput("pinned", None, "a ledger position")
+    connection.execute(
+        "INSERT INTO pinned_states VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        (decision_point, ref.variant, ref.pinned, state),
+    )
+
+
+def pinned_state(
+    connection: psycopg.Connection[Any], decision_point: str, ref: PolicyRef
+) -> bytes | None:
+    """What `pin_state` kept, or None."""
+    _create_tables(connection)
+    row = connection.execute(
+        "SELECT state FROM pinned_states WHERE decision_point = %s AND variant = %s "
+        "AND position = %s",
+        (decision_point, ref.variant, ref.pinned),
+    ).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+def _create_tables(connection: psycopg.Connection[Any]) -> None:
+    row = connection.execute("SELECT to_regclass('pinned_states')").fetchone()
+    if row is not None and row[0] is not None:
+        return
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        connection.execute(_TABLES)
