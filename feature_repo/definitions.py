@@ -16,6 +16,7 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 
+from feature_repo.windows import COLUMNS
 from optimizer.features import SIDE_COLUMNS
 
 __all__ = [
@@ -65,6 +66,30 @@ arm_statistics = FeatureView(
     source=arm_statistics_push,
     online=True,
     description="Recent statistics of an arm, half-life 5 minutes",
+)
+
+arm_windows_table = PostgreSQLSource(
+    name="arm_windows_table",
+    table="arm_windows",
+    timestamp_field="event_timestamp",
+    created_timestamp_column="created_at",
+    description="The windows as they were, row by row",
+)
+
+arm_windows_push = PushSource(
+    name="arm_windows_push",
+    batch_source=arm_windows_table,
+    description="The windows of the stream, as they are made",
+)
+
+arm_windows = FeatureView(
+    name="arm_windows",
+    entities=[arm],
+    ttl=timedelta(seconds=STATISTICS_TTL_S),
+    schema=[Field(name=name, dtype=Float64) for name in COLUMNS],
+    source=arm_windows_push,
+    online=True,
+    description="Outcomes of an arm in the last 1, 5, 15 and 60 minutes",
 )
 
 request = RequestSource(
@@ -120,6 +145,9 @@ OBJECTS = [
     arm_statistics_table,
     arm_statistics_push,
     arm_statistics,
+    arm_windows_table,
+    arm_windows_push,
+    arm_windows,
     request,
     request_features,
     decision_v1,

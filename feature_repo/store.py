@@ -1,4 +1,4 @@
-"""The one client of the feature store: the arms' recent statistics.
+"""The one client of the feature store: the arms' recent statistics and windows.
 
 They are online in Valkey and logged in PostgreSQL. Feast keeps its registry and the logged rows in
 the schema ``feast`` of the platform's database. Once a client has read the registry it needs
@@ -10,10 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from datetime import UTC, datetime
 from threading import Lock
-from typing import Any
 
 import pandas as pd
 import psycopg
@@ -25,22 +22,36 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from feature_repo import quick_feast  # noqa: F401  (first, see there)
 from feature_repo.aggregates import ArmFeatures
+from feature_repo.arm_rows import (
+    KEY_COLUMNS,
+    STATISTICS_COLUMNS,
+    WINDOWS_COLUMNS,
+    Dated,
+    Row,
+    arm_key,
+    keyed,
+    statistics_of,
+    statistics_rows,
+    windows_of,
+    windows_rows,
+)
 from feature_repo.connections import SCHEMA, repo_config
 from feature_repo.definitions import (
     OBJECTS,
     arm_statistics,
     arm_statistics_push,
+    arm_windows,
+    arm_windows_push,
     decision_v1,
     request,
 )
+from feature_repo.windows import WindowFeatures
 from optimizer.errors import Unavailable
 from optimizer.settings import Settings
 
 __all__ = ["FeatureStoreClient"]
 
-_FEATURES = tuple(field.name for field in fields(ArmFeatures))
-_REFERENCES = [f"{arm_statistics.name}:{name}" for name in _FEATURES]
-_COLUMNS = ("arm_key", "event_timestamp", "created_at", *_FEATURES)
+_REFERENCES = [f"{arm_statistics.name}:{name}" for name in STATISTICS_COLUMNS]
 
 _CONNECT_TIMEOUT_S = 5
 _REGISTRY = "the feature store's registry"
@@ -62,6 +73,14 @@ CREATE TABLE IF NOT EXISTS {SCHEMA}.arm_statistics (
 );
 CREATE INDEX IF NOT EXISTS arm_statistics_arm_time
     ON {SCHEMA}.arm_statistics (arm_key, event_timestamp);
+CREATE TABLE IF NOT EXISTS {SCHEMA}.arm_windows (
+    arm_key text NOT NULL,
+    event_timestamp timestamptz NOT NULL,
+    created_at timestamptz NOT NULL,
+    {", ".join(f"{name} double precision" for name in WINDOWS_COLUMNS)}
+);
+CREATE INDEX IF NOT EXISTS arm_windows_arm_time
+    ON {SCHEMA}.arm_windows (arm_key, event_timestamp);
 """
 
 
@@ -116,36 +135,47 @@ class FeatureStoreClient:
         """
         if not values:
             return
-        rows = pd.DataFrame(_rows(decision_point, values, at_s), columns=list(_COLUMNS))
-        with self._opened() as store:
-            store.push(arm_statistics_push.name, rows.astype(dict.fromkeys(_FEATURES, "float64")))
+        rows = statistics_rows(values)
+        self._push(arm_statistics_push.name, STATISTICS_COLUMNS, decision_point, rows, at_s)
+
+    def push_windows(
+        self, decision_point: str, values: Mapping[str, Mapping[int, WindowFeatures]], at_s: float
+    ) -> None:
+        """Make windows, by model and minutes, the current ones; arguments as in `push`."""
+        if values:
+            rows = windows_rows(values)
+            self._push(arm_windows_push.name, WINDOWS_COLUMNS, decision_point, rows, at_s)
 
     def read(self, decision_point: str, models: Sequence[str]) -> dict[str, ArmFeatures]:
         """The current statistics of those models that have any no older than an hour."""
-        if not models:
-            return {}
-        keys = [{"arm_key": _arm_key(decision_point, model)} for model in models]
-        with self._opened() as store:
-            columns = store.get_online_features(features=_REFERENCES, entity_rows=keys).to_dict()
-        found = zip(*(columns[name] for name in _FEATURES), strict=True)
-        return {
-            model: ArmFeatures(*row)
-            for model, row in zip(models, found, strict=True)
-            if row[-1] is not None
-        }
+        found = self.read_dated(decision_point, models)
+        return {model: dated.features for model, dated in found.items()}
+
+    def read_dated(
+        self, decision_point: str, models: Sequence[str]
+    ) -> dict[str, Dated[ArmFeatures]]:
+        """As `read`, with the times of the values."""
+        found = self._read(arm_statistics.name, STATISTICS_COLUMNS, decision_point, models)
+        return {model: Dated(statistics_of(row), at_s) for model, (row, at_s) in found.items()}
+
+    def read_windows(
+        self, decision_point: str, models: Sequence[str]
+    ) -> dict[str, Dated[dict[int, WindowFeatures]]]:
+        """The current windows, by minutes, of models that have any no older than an hour."""
+        found = self._read(arm_windows.name, WINDOWS_COLUMNS, decision_point, models)
+        return {model: Dated(windows_of(row), at_s) for model, (row, at_s) in found.items()}
 
     def log(self, decision_point: str, values: Mapping[str, ArmFeatures], at_s: float) -> None:
         """Append statistics to the table that `history` looks back into; arguments as in `push`."""
-        if not values:
-            return
-        copy = f"COPY {SCHEMA}.arm_statistics ({', '.join(_COLUMNS)}) FROM STDIN"
-        with (
-            _naming_who_is_away(),
-            psycopg.connect(self._dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection,
-            connection.cursor().copy(copy) as rows,
-        ):
-            for row in _rows(decision_point, values, at_s):
-                rows.write_row(row)
+        rows = statistics_rows(values)
+        self._log("arm_statistics", STATISTICS_COLUMNS, decision_point, rows, at_s)
+
+    def log_windows(
+        self, decision_point: str, values: Mapping[str, Mapping[int, WindowFeatures]], at_s: float
+    ) -> None:
+        """Append windows to their table; arguments as in `push_windows`."""
+        rows = windows_rows(values)
+        self._log("arm_windows", WINDOWS_COLUMNS, decision_point, rows, at_s)
 
     def history(self, entity_frame: pd.DataFrame) -> pd.DataFrame:
         """What was known at given moments: a point-in-time join, an hour back at most.
@@ -169,6 +199,60 @@ class FeatureStoreClient:
                 entity_df=entity_frame.assign(event_timestamp=moments), features=features
             ).to_df()
         return joined
+
+    def _push(
+        self,
+        source: str,
+        columns: Sequence[str],
+        decision_point: str,
+        rows: Mapping[str, Row],
+        at_s: float,
+    ) -> None:
+        frame = pd.DataFrame(
+            keyed(decision_point, rows, at_s), columns=[*KEY_COLUMNS, *columns]
+        ).astype(dict.fromkeys(columns, "float64"))
+        with self._opened() as store:
+            store.push(source, frame)
+
+    def _read(
+        self, view: str, columns: Sequence[str], decision_point: str, models: Sequence[str]
+    ) -> dict[str, tuple[Row, float]]:
+        """Values and their time, of the models that have any."""
+        if not models:
+            return {}
+        keys = [{"arm_key": arm_key(decision_point, model)} for model in models]
+        references = [f"{view}:{name}" for name in columns]
+        with self._opened() as store:
+            answer = store.get_online_features(features=references, entity_rows=keys)
+        found = answer.to_dict()
+        # In its protobuf, since the answer's own dictionary has whole seconds.
+        names = list(answer.proto.metadata.feature_names.val)
+        times = answer.proto.results[names.index(columns[0])].event_timestamps
+        rows = zip(*(found[name] for name in columns), strict=True)
+        return {
+            model: (row, at.ToMicroseconds() / 1e6)
+            for model, row, at in zip(models, rows, times, strict=True)
+            if any(value is not None for value in row)
+        }
+
+    def _log(
+        self,
+        table: str,
+        columns: Sequence[str],
+        decision_point: str,
+        rows: Mapping[str, Row],
+        at_s: float,
+    ) -> None:
+        if not rows:
+            return
+        copy = f"COPY {SCHEMA}.{table} ({', '.join([*KEY_COLUMNS, *columns])}) FROM STDIN"
+        with (
+            _naming_who_is_away(),
+            psycopg.connect(self._dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection,
+            connection.cursor().copy(copy) as lines,
+        ):
+            for row in keyed(decision_point, rows, at_s):
+                lines.write_row(row)
 
     def close(self) -> None:
         """Drop the registry that was read, and its connections; the next use reads it anew."""
@@ -195,21 +279,6 @@ class FeatureStoreClient:
             if table.fetchone() == (None,):
                 raise Unavailable(_REGISTRY)
         return FeatureStore(config=self._config)
-
-
-def _arm_key(decision_point: str, model: str) -> str:
-    return f"{decision_point}/{model}"
-
-
-def _rows(
-    decision_point: str, values: Mapping[str, ArmFeatures], at_s: float
-) -> list[tuple[Any, ...]]:
-    """One row a model, in the order of `_COLUMNS`."""
-    at, now = datetime.fromtimestamp(at_s, UTC), datetime.now(UTC)
-    return [
-        (_arm_key(decision_point, model), at, now, *asdict(features).values())
-        for model, features in values.items()
-    ]
 
 
 @contextmanager

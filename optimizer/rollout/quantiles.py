@@ -12,7 +12,7 @@ from optimizer.confidence import BEST_AT, Estimate
 from optimizer.errors import InvalidInput
 from optimizer.records import Vector
 
-__all__ = ["bin_of", "quantile", "upper_tail_mean"]
+__all__ = ["bin_of", "nearest_rank", "quantile", "upper_tail_mean"]
 
 _GROWTH = 1.02
 _LOG_GROWTH = math.log(_GROWTH)
@@ -26,6 +26,24 @@ _ROUNDING = 1e-9
 def bin_of(value: float) -> int:
     """The bin of a value of 0 or more: bin b holds what is above 1.02^(b-1), up to 1.02^b."""
     return math.ceil(math.log(max(value, _LEAST)) / _LOG_GROWTH - _ROUNDING)
+
+
+def nearest_rank(bins: Mapping[int, int], percent: int) -> float | None:
+    """The value of rank ``ceil(percent / 100 * n)`` of n, by the middle of its bin: to 1 %.
+
+    None of nothing. ``percent`` is in 1 to 100.
+
+    Examples
+    --------
+    >>> round(nearest_rank({bin_of(1.0): 94, bin_of(3.0): 6}, 95), 1)
+    3.0
+    """
+    left = -(-percent * sum(bins.values()) // 100)
+    for index in sorted(bins):
+        left -= bins[index]
+        if left <= 0:
+            return math.sqrt(_lower(index) * _upper(index))
+    return None
 
 
 def upper_tail_mean(bins: Mapping[int, int], share: float) -> float:
