@@ -33,6 +33,7 @@ from feature_repo.definitions import (
     decision_v1,
     request,
 )
+from feature_repo.tables import table_sql
 from optimizer.errors import Unavailable
 from optimizer.settings import Settings
 
@@ -62,6 +63,8 @@ CREATE TABLE IF NOT EXISTS {SCHEMA}.arm_statistics (
 );
 CREATE INDEX IF NOT EXISTS arm_statistics_arm_time
     ON {SCHEMA}.arm_statistics (arm_key, event_timestamp);
+{table_sql(SCHEMA, "arm_windows")}
+{table_sql(SCHEMA, "model_facts")}
 """
 
 
