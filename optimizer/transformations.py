@@ -41,6 +41,10 @@ HASH_COLUMNS_LIMIT = 256
 _TOKENS_PRICED = 1e6
 _DIGEST_BYTES = 4
 
+_ROUNDING = 1e-12
+_SMALLEST_DEVIATION = 1e-150
+"""Scores of larger deviations don't overflow."""
+
 Values = TypeVar("Values", float, Vector)
 """A number of one request, or a column of numbers."""
 
@@ -88,11 +92,11 @@ class ZScore(Fitted):
 
     @classmethod
     def fit(cls, column: Vector) -> ZScore:
-        """Of the finite values; a constant column has the deviation 1, so that all become 0."""
+        """Of the finite values; a column constant up to rounding has the deviation 1."""
         known = _known(column)
         deviation = float(known.std())
-        spread = float(np.ptp(known)) > 0.0 and deviation > 0.0
-        return cls(float(known.mean()), deviation if spread else 1.0)
+        constant = max(_ROUNDING * float(np.abs(known).max()), _SMALLEST_DEVIATION)
+        return cls(float(known.mean()), deviation if deviation > constant else 1.0)
 
     def apply(self, values: Values) -> Values:
         return (values - self.mean) / self.deviation
@@ -129,14 +133,14 @@ class MinMax(Fitted):
 
     @classmethod
     def fit(cls, column: Vector) -> MinMax:
-        """Of the finite values; a constant column starts a range of length 1."""
+        """Of the finite values; a constant column starts a range as long as its value or 1."""
         known = _known(column)
         low, high = float(known.min()), float(known.max())
-        return cls(low, high if high > low else low + 1.0)
+        return cls(low, high if high > low else low + max(1.0, abs(low)))
 
     def apply(self, values: Values) -> Values:
-        share = (values - self.low) / (self.high - self.low)
-        return _same_kind(values, np.clip(share, 0.0, 1.0))
+        inside = np.clip(values, self.low, self.high)
+        return _same_kind(values, (inside - self.low) / (self.high - self.low))
 
     def invert(self, shares: Values) -> Values:
         """The values in [low, high] that `apply` made these of, up to rounding."""
