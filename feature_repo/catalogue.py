@@ -11,10 +11,9 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from optimizer.errors import InvalidInput, UnknownName
-from optimizer.features import SIDE_COLUMNS
 from optimizer.prompt_text import LANGUAGES
 from optimizer.transformations import HASH_COLUMNS_LIMIT
 
@@ -102,200 +101,115 @@ class Feature:
 
 
 _TOKENS = 10_000_000
-_USD_A_REQUEST = 1000.0
-_USD_A_WINDOW = 1e9
-_LATENCY_S = 3600.0
-_COUNT = 1e9
-_USD_A_MILLION = 10_000.0
+_CHARACTERS = 100_000_000
 _CONTEXT = 100_000_000
+_USD_A_MILLION = 10_000
+_USD_A_REQUEST = 1000
+_USD = 1e9
+_LATENCY_S = 3600
+_COUNT = 1e9
 _SIDE = 0.3
-_SIDE_LOG = 1.0
-"""The policy's token columns are 0.3 x (log(1 + tokens) / 5 - 1)."""
+"""By this policies see the columns of request and time, see `optimizer.features`."""
 
+_BUCKET = ("bucket", 0, HASH_COLUMNS_LIMIT)
+_INT = {"type": "Int64"}
+_TIME = {"family": "time"}
+_LANGUAGE_CODES = ", ".join(f"{index} {code}" for index, code in enumerate(LANGUAGES))
 
-def _policy_column(name: str) -> Feature:
-    is_time = name.startswith(("hour", "weekday"))
-    what = {
-        "input_tokens_log": "Input tokens, log(1 + tokens) / 5 - 1; estimated from the prompt",
-        "output_tokens_log": "Expected output tokens, log(1 + tokens) / 5 - 1",
-        "priority": "Low -1, standard 0, high 1",
-        "digit_share": "Share of digits in the first 400 characters of the prompt",
-        "hour_sin": "Sine of the time of day, UTC",
-        "hour_cos": "Cosine of the time of day, UTC",
-        "weekday_sin": "Sine of the time of the week, UTC",
-        "weekday_cos": "Cosine of the time of the week, UTC",
-    }[name]
-    high = _SIDE_LOG if name.endswith("_log") else _SIDE
-    return Feature(
-        name,
-        "time" if is_time else "request",
-        "request_features",
-        f"{what}; times 0.3, as policies see it",
-        "1",
-        0.0 if name == "digit_share" else -_SIDE,
-        high,
-        "optimizer.features",
+_Row = tuple[Any, ...]
+"""Name, description, unit, low, high, and what else differs from the view's other features."""
+
+_REQUEST_FACTS: tuple[_Row, ...] = (
+    ("service_type_bucket", "Hash of the service type, from 1; 0 not told", *_BUCKET, _INT),
+    ("task_bucket", "Hash of the task, from 1; 0 not told", *_BUCKET, _INT),
+    ("user_bucket", "Hash of the user id, from 1; 0 not told", *_BUCKET, _INT),
+    ("input_token_count", "Input tokens, else by the prompt's length", "token", 0, _TOKENS, _INT),
+    ("output_token_count", "Expected output tokens; 0 not told", "token", 0, _TOKENS, _INT),
+    ("priority_weight", "Low -1, standard 0, high 1", "1", -1, 1),
+    ("language_index", f"Guess: {_LANGUAGE_CODES}", "index", 0, len(LANGUAGES) - 1, _INT),
+    ("prompt_characters", "Length of the prompt", "character", 0, _CHARACTERS, _INT),
+    ("prompt_words", "Words of the first 2,000 characters", "word", 0, 2000, _INT),
+    ("prompt_complexity", "LIX: words a sentence + percentage of long words", "LIX", 0, 200),
+    ("time_of_day_sin", "Sine of the time of day, UTC", "1", -1, 1, _TIME),
+    ("time_of_day_cos", "Cosine of the time of day, UTC", "1", -1, 1, _TIME),
+    ("day_of_week_sin", "Sine of the time of the week, UTC", "1", -1, 1, _TIME),
+    ("day_of_week_cos", "Cosine of the time of the week, UTC", "1", -1, 1, _TIME),
+    ("is_weekend", "1 on Saturday and Sunday, UTC", "1", 0, 1, _TIME | _INT),
+    ("is_business_hours", "1 Monday to Friday, 9 to 17 h, UTC", "1", 0, 1, _TIME | _INT),
+    ("range_violations", "Values of this row that were out of range", "value", 0, 20, _INT),
+)
+
+_POLICY_COLUMNS: tuple[_Row, ...] = (
+    ("input_tokens_log", "0.3 x (log(1 + input tokens) / 5 - 1)", "1", -_SIDE, 1),
+    ("output_tokens_log", "0.3 x (log(1 + expected output tokens) / 5 - 1)", "1", -_SIDE, 1),
+    ("priority", "0.3 x priority: low -1, standard 0, high 1", "1", -_SIDE, _SIDE),
+    ("digit_share", "0.3 x share of digits in the first 400 characters", "1", 0, _SIDE),
+    ("hour_sin", "0.3 x sine of the time of day, UTC", "1", -_SIDE, _SIDE, _TIME),
+    ("hour_cos", "0.3 x cosine of the time of day, UTC", "1", -_SIDE, _SIDE, _TIME),
+    ("weekday_sin", "0.3 x sine of the time of the week, UTC", "1", -_SIDE, _SIDE, _TIME),
+    ("weekday_cos", "0.3 x cosine of the time of the week, UTC", "1", -_SIDE, _SIDE, _TIME),
+)
+
+_MODEL_FACTS: tuple[_Row, ...] = (
+    ("tier", "Price tier, 1 cheapest to 4; 0 no price is known", "tier", 0, 4),
+    ("price_in_usd", "List price of a million input tokens", "USD", 0, _USD_A_MILLION),
+    ("price_out_usd", "List price of a million output tokens", "USD", 0, _USD_A_MILLION),
+    ("context_tokens", "Longest context; 0 not known", "token", 0, _CONTEXT),
+)
+
+_ARM_STATISTICS: tuple[_Row, ...] = (
+    ("quality", "Recent mean quality, half-life 5 minutes", "1", 0, 1, {"default": 0.5}),
+    ("cost_usd", "Recent mean cost of a request, the same", "USD", 0, _USD_A_REQUEST),
+    ("latency_s", "Recent mean latency, the same", "s", 0, _LATENCY_S, {"default": 1.0}),
+    ("error_rate", "Recent share of outcomes with quality 0, the same", "1", 0, 1),
+    ("count", "Recent outcomes decayed by age, the same: the load", "outcome", 0, _COUNT),
+)
+
+_ARM_WINDOWS: tuple[_Row, ...] = tuple(
+    (f"{name}_{w}m", f"{what} of the last {w} min", *rest)
+    for w in WINDOW_MINUTES
+    for name, what, *rest in (
+        ("count", "Outcomes", "outcome", 0, _COUNT),
+        ("quality_mean", "Mean quality", "1", 0, 1, {"default": 0.5}),
+        ("cost_usd_mean", "Mean cost of a request", "USD", 0, _USD_A_REQUEST),
+        ("cost_usd_sum", "Total cost", "USD", 0, _USD),
+        ("latency_mean_s", "Mean latency", "s", 0, _LATENCY_S, {"default": 1.0}),
+        ("latency_p95_s", "95th percentile of latency", "s", 0, _LATENCY_S, {"default": 1.0}),
+        ("error_rate", "Share of outcomes with quality 0", "1", 0, 1),
     )
+)
+
+_REQUEST_AND_ARM: tuple[_Row, ...] = (
+    ("list_cost_usd", "This request at the model's list prices", "USD", 0, _USD),
+    ("context_fill", "Tokens in and out over the longest context", "1", 0, 10),
+    ("cost_tokens", "Recent cost x this request's tokens", "USD token", 0, 1e11),
+    ("latency_priority", "Recent latency x priority weight", "s", -_LATENCY_S, _LATENCY_S),
+    ("arm_range_violations", "Values of this row that were out of range", "value", 0, 20, _INT),
+)
 
 
-def _request(
-    name: str,
-    description: str,
-    unit: str,
-    low: float,
-    high: float,
-    type_: Literal["Float64", "Int64"] = "Int64",
-    family: str = "request",
-) -> Feature:
-    owner = "feature_repo.on_demand"
-    return Feature(name, family, "request_facts", description, unit, low, high, owner, 0.0, type_)
-
-
-_BUCKETS = HASH_COLUMNS_LIMIT
-
-
-def _bucket(name: str, what: str) -> Feature:
-    return _request(
-        name, f"Hash bucket of the {what}, from 1; 0 where not told", "bucket", 0, _BUCKETS
-    )
-
-
-def _of_request() -> Iterator[Feature]:
-    yield _bucket("service_type_bucket", "service type (the decision point, or the caller's word)")
-    yield _bucket("task_bucket", "task")
-    yield _bucket("user_bucket", "user id; the id itself is not kept")
-    yield _request(
-        "input_token_count",
-        "Input tokens; from the prompt's length if not told",
-        "token",
-        0,
-        _TOKENS,
-    )
-    yield _request(
-        "output_token_count", "Expected output tokens; 0 where not told", "token", 0, _TOKENS
-    )
-    yield _request("priority_weight", "Low -1, standard 0, high 1", "1", -1, 1, "Float64")
-    yield _request(
-        "language_index",
-        f"Guess of the prompt's language: {', '.join(f'{i} {n}' for i, n in enumerate(LANGUAGES))}",
-        "index",
-        0,
-        len(LANGUAGES) - 1,
-    )
-    yield _request("prompt_characters", "Length of the prompt", "character", 0, 100_000_000)
-    yield _request("prompt_words", "Words in the first 2,000 characters", "word", 0, 2000)
-    yield _request(
-        "prompt_complexity",
-        "LIX of the first 2,000 characters: words a sentence + percentage of long words",
-        "LIX",
-        0,
-        200,
-        "Float64",
-    )
-    yield _request("range_violations", "Values of this row that were out of range", "value", 0, 20)
-
-
-def _of_time() -> Iterator[Feature]:
-    for name, what in (("time_of_day", "time of day"), ("day_of_week", "time of the week")):
-        for suffix, function in (("sin", "Sine"), ("cos", "Cosine")):
-            yield _request(
-                f"{name}_{suffix}", f"{function} of the {what}, UTC", "1", -1, 1, "Float64", "time"
-            )
-    yield _request("is_weekend", "1 on Saturday and Sunday, UTC", "1", 0, 1, family="time")
-    yield _request(
-        "is_business_hours", "1 from Monday to Friday, 9 to 17 h, UTC", "1", 0, 1, family="time"
-    )
-
-
-def _of_model() -> Iterator[Feature]:
-    view, owner = "model_facts", "feature_repo.model_facts"
-    yield Feature(
-        "tier",
-        "model",
-        view,
-        "Price tier, 1 cheapest to 4; 0 where no price is known",
-        "tier",
-        0,
-        4,
-        owner,
-    )
-    for side, what in (("in", "input"), ("out", "output")):
+def _features(view: str, family: str, owner: str, rows: tuple[_Row, ...]) -> Iterator[Feature]:
+    for name, description, unit, low, high, *more in rows:
+        differs: dict[str, Any] = {"family": family, **(more[0] if more else {})}
         yield Feature(
-            f"price_{side}_usd",
-            "model",
-            view,
-            f"List price of a million {what} tokens",
-            "USD/1e6 token",
-            0,
-            _USD_A_MILLION,
-            owner,
-        )
-    yield Feature(
-        "context_tokens",
-        "model",
-        view,
-        "Longest context; 0 where not known",
-        "token",
-        0,
-        _CONTEXT,
-        owner,
-    )
-    view, owner = "arm_statistics", "feature_repo.aggregates"
-    recent = "half-life 5 minutes"
-    for name, what, unit, high, default in (
-        ("quality", f"Recent mean quality, {recent}", "1", 1.0, 0.5),
-        ("cost_usd", f"Recent mean cost of a request, {recent}", "USD", _USD_A_REQUEST, 0.0),
-        ("latency_s", f"Recent mean latency, {recent}", "s", _LATENCY_S, 1.0),
-        ("error_rate", f"Recent share of outcomes with quality 0, {recent}", "1", 1.0, 0.0),
-        ("count", f"Recent outcomes, decayed by age, {recent}: the load", "outcome", _COUNT, 0.0),
-    ):
-        yield Feature(name, "model", view, what, unit, 0.0, high, owner, default)
-
-
-def _of_windows() -> Iterator[Feature]:
-    for w in WINDOW_MINUTES:
-        for name, what, unit, high, default in (
-            (f"count_{w}m", "Outcomes", "outcome", _COUNT, 0.0),
-            (f"quality_mean_{w}m", "Mean quality", "1", 1.0, 0.5),
-            (f"cost_usd_mean_{w}m", "Mean cost of a request", "USD", _USD_A_REQUEST, 0.0),
-            (f"cost_usd_sum_{w}m", "Total cost", "USD", _USD_A_WINDOW, 0.0),
-            (f"latency_mean_s_{w}m", "Mean latency", "s", _LATENCY_S, 1.0),
-            (f"latency_p95_s_{w}m", "95th percentile of latency", "s", _LATENCY_S, 1.0),
-            (f"error_rate_{w}m", "Share of outcomes with quality 0", "1", 1.0, 0.0),
-        ):
-            span = f"{what} of the last {w} minute{'' if w == 1 else 's'}"
-            yield Feature(
-                name,
-                "aggregate",
-                "arm_windows",
-                span,
-                unit,
-                0.0,
-                high,
-                "feature_repo.windows",
-                default,
-            )
-
-
-def _of_request_and_arm() -> Iterator[Feature]:
-    for name, what, unit, low, high in (
-        ("list_cost_usd", "This request at the model's list prices", "USD", 0.0, 1e6),
-        ("context_fill", "Tokens in and out over the longest context", "1", 0.0, 10.0),
-        ("cost_tokens", "Recent cost x this request's tokens", "USD token", 0.0, 1e10),
-        ("latency_priority", "Recent latency x priority weight", "s", -_LATENCY_S, _LATENCY_S),
-    ):
-        yield Feature(
-            name, "contextual", "request_and_arm", what, unit, low, high, "feature_repo.on_demand"
+            name=name,
+            view=view,
+            description=description,
+            unit=unit,
+            low=float(low),
+            high=float(high),
+            owner=owner,
+            **differs,
         )
 
 
 FEATURES: tuple[Feature, ...] = (
-    *_of_request(),
-    *_of_time(),
-    *map(_policy_column, SIDE_COLUMNS),
-    *_of_model(),
-    *_of_windows(),
-    *_of_request_and_arm(),
+    *_features("request_facts", "request", "feature_repo.on_demand", _REQUEST_FACTS),
+    *_features("request_features", "request", "optimizer.features", _POLICY_COLUMNS),
+    *_features("model_facts", "model", "feature_repo.model_facts", _MODEL_FACTS),
+    *_features("arm_statistics", "model", "feature_repo.aggregates", _ARM_STATISTICS),
+    *_features("arm_windows", "aggregate", "feature_repo.windows", _ARM_WINDOWS),
+    *_features("request_and_arm", "contextual", "feature_repo.on_demand", _REQUEST_AND_ARM),
 )
 
 _BY_NAME = {one.name: one for one in FEATURES}

@@ -7,6 +7,7 @@ within the hour.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -24,6 +25,8 @@ __all__ = ["MODEL_FACTS_COLUMNS", "frame", "tier", "write"]
 
 MODEL_FACTS_COLUMNS = tuple(one.name for one in of_view("model_facts"))
 
+_LOG = logging.getLogger(__name__)
+_CONNECT_TIMEOUT_S = 5
 _INPUT_SHARE = 0.75
 """Three input tokens an output token, the mix by which prices of models are usually compared."""
 
@@ -63,10 +66,12 @@ def frame(decision_point: str, models: Mapping[str, ArmTraits], at_s: float) -> 
             "price_out_usd": traits.price_out_usd,
             "context_tokens": traits.context_tokens,
         }
-        facts = [
-            None if given[name] is None else clip(name, given[name])[0]
-            for name in MODEL_FACTS_COLUMNS
-        ]
+        facts: list[float | None] = []
+        for name in MODEL_FACTS_COLUMNS:
+            value, violated = clip(name, given[name])
+            if violated:
+                _LOG.warning("%s of %s is %r, taken as %r", name, model, given[name], value)
+            facts.append(None if given[name] is None else value)
         rows.append((f"{decision_point}/{model}", at, now, *facts))
     columns = ["arm_key", "event_timestamp", "created_at", *MODEL_FACTS_COLUMNS]
     made = pd.DataFrame(rows, columns=columns)
@@ -84,11 +89,19 @@ def write(store: FeatureStore, dsn: str, rows: pd.DataFrame) -> None:
         Of the database that holds the offline tables.
     rows
         What `frame` made.
+
+    Raises
+    ------
+    psycopg.OperationalError, redis.exceptions.ConnectionError
+        If a server is away; `feature_repo.store` names it to its callers.
     """
     if rows.empty:
         return
     copy = f"COPY {SCHEMA}.model_facts ({', '.join(rows.columns)}) FROM STDIN"
-    with psycopg.connect(dsn) as connection, connection.cursor().copy(copy) as target:
+    with (
+        psycopg.connect(dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection,
+        connection.cursor().copy(copy) as target,
+    ):
         for row in rows.astype(object).where(rows.notna(), None).itertuples(index=False):
             target.write_row(tuple(row))
     store.push(model_facts_push.name, rows)

@@ -31,7 +31,8 @@ _MONDAY_AT_0 = 3.0
 _WEEKEND = 5.0
 _BUSINESS_DAY = (9.0 / 24.0, 17.0 / 24.0)
 
-_VIOLATIONS = "range_violations"
+_ARM_FIELDS = ("price_in_usd", "price_out_usd", "context_tokens", "cost_usd", "latency_s")
+_VIOLATIONS = ("range_violations", "arm_range_violations")
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -96,12 +97,12 @@ def _time(at_s: float) -> dict[str, float]:
 
 
 def _meeting(row: Mapping[str, Any]) -> dict[str, float | None]:
-    tokens_in, _ = clip("input_token_count", _input_tokens(row))
-    tokens_out, _ = clip("output_token_count", row["expected_output_tokens"])
-    arm = {
-        name: None if row[name] is None else clip(name, row[name])[0]
-        for name in ("price_in_usd", "price_out_usd", "context_tokens", "cost_usd", "latency_s")
-    }
+    given = {name: row[name] for name in _ARM_FIELDS}
+    given["input_token_count"] = _input_tokens(row)
+    given["output_token_count"] = row["expected_output_tokens"]
+    clipped = {name: clip(name, value) for name, value in given.items()}
+    arm = {name: None if row[name] is None else clipped[name][0] for name in _ARM_FIELDS}
+    tokens_in, tokens_out = clipped["input_token_count"][0], clipped["output_token_count"][0]
     price_in, price_out, context = arm["price_in_usd"], arm["price_out_usd"], arm["context_tokens"]
     cost, latency = arm["cost_usd"], arm["latency_s"]
     priority = PRIORITY_VALUE.get(row["priority_level"], 0.0)
@@ -113,6 +114,7 @@ def _meeting(row: Mapping[str, Any]) -> dict[str, float | None]:
         "context_fill": tokens / context if context else None,
         "cost_tokens": None if cost is None else interaction(cost, tokens),
         "latency_priority": None if latency is None else interaction(latency, priority),
+        "arm_range_violations": sum(violated for _, violated in clipped.values()),
     }
 
 
@@ -146,6 +148,8 @@ def _columns(view: str, rows: Sequence[Mapping[str, float | None]]) -> dict[str,
         clipped = {one.name: clip(one.name, row.get(one.name)) for one in features}
         violations = sum(violated for _, violated in clipped.values())
         for one in features:
-            value = violations if one.name == _VIOLATIONS else clipped[one.name][0]
+            value = clipped[one.name][0]
+            if one.name in _VIOLATIONS:
+                value += violations
             columns[one.name].append(int(value) if one.type == "Int64" else float(value))
     return columns

@@ -193,10 +193,25 @@ def test_what_a_request_is_to_an_arm():
             "context_fill": 0.5,
             "cost_tokens": 15.0,
             "latency_priority": 2.0,
+            "arm_range_violations": 0,
         }
     )
     empty = dict.fromkeys((*IN_ARM, "cost_usd", "latency_s"))
     assert set(one_row(request_and_arm_columns, **REQUEST, **empty).values()) == {0.0}
+
+
+def test_what_is_out_of_range_of_an_arm_is_clipped_and_counted():
+    out = {**IN_ARM, "cost_usd": -1.0, "latency_s": math.inf}
+    meeting = one_row(request_and_arm_columns, **{**REQUEST, "input_tokens": -3}, **out)
+    assert meeting["latency_priority"] == feature("latency_s").high
+    assert meeting["cost_tokens"] == 0.0 and meeting["arm_range_violations"] == 3
+
+
+def test_a_fact_out_of_range_is_said_so(caplog):
+    dear = {"dear": ArmTraits(price_in_usd=1e9, price_out_usd=1.0)}
+    rows = model_facts.frame("chat", dear, 0.0)
+    assert rows["price_in_usd"].tolist() == [feature("price_in_usd").high]
+    assert "price_in_usd of dear" in caplog.text
 
 
 def test_tiers_rise_with_the_price():
