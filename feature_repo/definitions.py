@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 from typing import Any
 
@@ -16,20 +17,66 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source i
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 
-from feature_repo.windows import COLUMNS
-from optimizer.features import SIDE_COLUMNS
+from feature_repo.catalogue import of_view
+from feature_repo.embedding import PROJECTION_FILE
+from optimizer.transformations import Bins, versions
 
 __all__ = [
     "OBJECTS",
+    "PRICE_TIERS",
     "STATISTICS_TTL_S",
     "arm",
     "arm_statistics",
+    "arm_windows",
+    "catalogue_v2",
     "decision_v1",
+    "model_facts",
+    "model_facts_push",
     "request",
+    "request_and_arm",
+    "request_facts",
     "request_features",
 ]
 
 STATISTICS_TTL_S = 3600
+
+_FOREVER = timedelta(0)
+
+PRICE_TIERS = Bins((0.5, 3.0, 10.0))
+"""US dollars of a million tokens. Set by hand, where small, middle, large and largest part."""
+
+
+_TYPES = {"Float64": Float64, "Int64": Int64}
+
+
+def _fields(view: str) -> list[Field]:
+    return [
+        Field(name=one.name, dtype=_TYPES[one.type], description=one.description, tags=one.tags())
+        for one in of_view(view)
+    ]
+
+
+def _computed(view: str) -> dict[str, Any]:
+    """Schema and tags of an on-demand view.
+
+    Feast 0.67 refuses a described field there and drops what describes it on reading. So the view
+    itself has a tag for each field.
+    """
+    return {
+        "schema": [Field(name=one.name, dtype=_TYPES[one.type]) for one in of_view(view)],
+        "tags": {one.name: one.summary for one in of_view(view)},
+    }
+
+
+def _table(view: str, description: str) -> PostgreSQLSource:
+    return PostgreSQLSource(
+        name=f"{view}_table",
+        table=view,
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created_at",
+        description=description,
+    )
+
 
 arm = Entity(
     name="arm",
@@ -38,12 +85,8 @@ arm = Entity(
     description="A model at a decision point: <decision point>/<model>",
 )
 
-arm_statistics_table = PostgreSQLSource(
-    name="arm_statistics_table",
-    table="arm_statistics",
-    timestamp_field="event_timestamp",
-    created_timestamp_column="created_at",
-    description="What was pushed, row by row, for point-in-time joins",
+arm_statistics_table = _table(
+    "arm_statistics", "What was pushed, row by row, for point-in-time joins"
 )
 
 arm_statistics_push = PushSource(
@@ -56,25 +99,13 @@ arm_statistics = FeatureView(
     name="arm_statistics",
     entities=[arm],
     ttl=timedelta(seconds=STATISTICS_TTL_S),
-    schema=[
-        Field(name="quality", dtype=Float64, description="recent mean, in [0, 1]"),
-        Field(name="cost_usd", dtype=Float64, description="recent mean of a request, US dollars"),
-        Field(name="latency_s", dtype=Float64, description="recent mean, seconds"),
-        Field(name="error_rate", dtype=Float64, description="recent share with quality 0"),
-        Field(name="count", dtype=Float64, description="recent outcomes, decayed by age"),
-    ],
+    schema=_fields("arm_statistics"),
     source=arm_statistics_push,
     online=True,
     description="Recent statistics of an arm, half-life 5 minutes",
 )
 
-arm_windows_table = PostgreSQLSource(
-    name="arm_windows_table",
-    table="arm_windows",
-    timestamp_field="event_timestamp",
-    created_timestamp_column="created_at",
-    description="The windows as they were, row by row",
-)
+arm_windows_table = _table("arm_windows", "The windows as they were, row by row")
 
 arm_windows_push = PushSource(
     name="arm_windows_push",
@@ -86,10 +117,28 @@ arm_windows = FeatureView(
     name="arm_windows",
     entities=[arm],
     ttl=timedelta(seconds=STATISTICS_TTL_S),
-    schema=[Field(name=name, dtype=Float64) for name in COLUMNS],
+    schema=_fields("arm_windows"),
     source=arm_windows_push,
     online=True,
     description="Outcomes of an arm in the last 1, 5, 15 and 60 minutes",
+)
+
+model_facts_table = _table("model_facts", "The facts, a row for each start of the platform")
+
+model_facts_push = PushSource(
+    name="model_facts_push",
+    batch_source=model_facts_table,
+    description="The facts of the configured arms, written at start",
+)
+
+model_facts = FeatureView(
+    name="model_facts",
+    entities=[arm],
+    ttl=_FOREVER,
+    schema=_fields("model_facts"),
+    source=model_facts_push,
+    online=True,
+    description="What is known of an arm's model beforehand: tier, prices, context length",
 )
 
 request = RequestSource(
@@ -107,7 +156,7 @@ request = RequestSource(
 
 @on_demand_feature_view(  # type: ignore[untyped-decorator]
     sources=[request],
-    schema=[Field(name=name, dtype=Float64) for name in SIDE_COLUMNS],
+    **_computed("request_features"),
     mode="python",
     description="Request and cyclical time features, by the function that live decisions use",
 )
@@ -134,10 +183,66 @@ def request_features(inputs: dict[str, list[Any]]) -> dict[str, list[float]]:
     }
 
 
+request_caller = RequestSource(
+    name="request_caller",
+    schema=[
+        Field(name="service_type", dtype=String),
+        Field(name="task", dtype=String),
+        Field(name="user_id", dtype=String),
+    ],
+    description="Who asks for what; an empty text is not told",
+)
+
+
+@on_demand_feature_view(  # type: ignore[untyped-decorator]
+    sources=[request, request_caller],
+    **_computed("request_facts"),
+    mode="python",
+    description="Plain facts of a request and its time, within the catalogue's ranges",
+)
+def request_facts(inputs: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """As `feature_repo.on_demand.request_facts_columns` says."""
+    from feature_repo.on_demand import request_facts_columns
+
+    return request_facts_columns(inputs)
+
+
+@on_demand_feature_view(  # type: ignore[untyped-decorator]
+    sources=[model_facts, arm_statistics, request],
+    **_computed("request_and_arm"),
+    mode="python",
+    description="What a request is to an arm: its cost there, its share of the context",
+)
+def request_and_arm(inputs: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """As `feature_repo.on_demand.request_and_arm_columns` says."""
+    from feature_repo.on_demand import request_and_arm_columns
+
+    return request_and_arm_columns(inputs)
+
+
 decision_v1 = FeatureService(
     name="decision_v1",
     features=[arm_statistics, request_features],
     description="What a decision looks at, besides the task and the prompt's embedding",
+)
+
+catalogue_v2 = FeatureService(
+    name="catalogue_v2",
+    features=[
+        arm_statistics,
+        arm_windows,
+        model_facts,
+        request_features,
+        request_facts,
+        request_and_arm,
+    ],
+    tags={
+        **versions({"tier": PRICE_TIERS}),
+        "transform.embedding": hashlib.blake2b(
+            PROJECTION_FILE.read_bytes(), digest_size=4
+        ).hexdigest(),
+    },
+    description="Every feature of the catalogue; the tags name the fitted state behind them",
 )
 
 OBJECTS = [
@@ -148,7 +253,14 @@ OBJECTS = [
     arm_windows_table,
     arm_windows_push,
     arm_windows,
+    model_facts_table,
+    model_facts_push,
+    model_facts,
     request,
     request_features,
+    request_caller,
+    request_facts,
+    request_and_arm,
     decision_v1,
+    catalogue_v2,
 ]

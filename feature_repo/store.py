@@ -46,6 +46,7 @@ from feature_repo.definitions import (
     request,
 )
 from feature_repo.windows import WindowFeatures
+from feature_repo.tables import table_sql
 from optimizer.errors import Unavailable
 from optimizer.settings import Settings
 
@@ -73,14 +74,8 @@ CREATE TABLE IF NOT EXISTS {SCHEMA}.arm_statistics (
 );
 CREATE INDEX IF NOT EXISTS arm_statistics_arm_time
     ON {SCHEMA}.arm_statistics (arm_key, event_timestamp);
-CREATE TABLE IF NOT EXISTS {SCHEMA}.arm_windows (
-    arm_key text NOT NULL,
-    event_timestamp timestamptz NOT NULL,
-    created_at timestamptz NOT NULL,
-    {", ".join(f"{name} double precision" for name in WINDOWS_COLUMNS)}
-);
-CREATE INDEX IF NOT EXISTS arm_windows_arm_time
-    ON {SCHEMA}.arm_windows (arm_key, event_timestamp);
+{table_sql(SCHEMA, "arm_windows")}
+{table_sql(SCHEMA, "model_facts")}
 """
 
 

@@ -11,10 +11,19 @@ import numpy as np
 
 from optimizer.errors import InvalidInput
 from optimizer.records import Matrix, Vector
+from optimizer.transformations import hashed
 
-__all__ = ["SIDE_COLUMNS", "FeatureEncoder", "RequestContext", "pack", "unpack"]
+__all__ = [
+    "CHARACTERS_PER_TOKEN",
+    "PRIORITY_VALUE",
+    "SIDE_COLUMNS",
+    "FeatureEncoder",
+    "RequestContext",
+    "pack",
+    "unpack",
+]
 
-_PRIORITY_VALUE = {None: 0.0, "low": -1.0, "standard": 0.0, "high": 1.0}
+PRIORITY_VALUE = {None: 0.0, "low": -1.0, "standard": 0.0, "high": 1.0}
 
 SIDE_COLUMNS = (
     "input_tokens_log",
@@ -31,7 +40,7 @@ SIDE_COLUMNS = (
 _TOLD = 4
 """So many of them are told by the request, the rest by the time."""
 
-_CHARACTERS_PER_TOKEN = 4.0
+CHARACTERS_PER_TOKEN = 4.0
 _TYPICAL_LOG_TOKENS = 5.0
 
 _HASHED_COLUMNS = 8
@@ -143,19 +152,19 @@ class FeatureEncoder:
         for row, context in enumerate(contexts):
             prompt, tokens = context.prompt, context.input_tokens
             if tokens is None and prompt is not None:
-                tokens = math.ceil(len(prompt) / _CHARACTERS_PER_TOKEN)
+                tokens = math.ceil(len(prompt) / CHARACTERS_PER_TOKEN)
             task = context.task
             columns.append(0 if task is None else known.get(task, self._other))
             told.append(
                 (
                     _centred_log(tokens),
                     _centred_log(context.expected_output_tokens),
-                    _PRIORITY_VALUE.get(context.priority, 0.0),
+                    PRIORITY_VALUE.get(context.priority, 0.0),
                     _digit_share(prompt) if prompt else 0.0,
                 )
             )
             for name, value in context.extra:
-                column, amount = _hashed(name, value)
+                column, amount = hashed(name, value, _HASHED_COLUMNS)
                 table[row, self._hashed + column] += _SIDE_SCALE * amount
         table[np.arange(number), columns] = 1.0
         table[:, 0] = 1.0
@@ -201,15 +210,3 @@ def _digit_share(prompt: str) -> float:
     """Share of digits among the first 400 characters: arithmetic and code have many."""
     head = prompt[:400]
     return sum(map(head.count, "0123456789")) / len(head)
-
-
-def _hashed(name: str, value: str | float) -> tuple[int, float]:
-    """Column and signed amount of a field nobody declared (feature hashing, Weinberger 2009).
-
-    A text is one category; a number is squashed to (-1, 1) under its name.
-    """
-    is_text = isinstance(value, str)
-    digest = hashlib.blake2b(f"{name}={value if is_text else ''}".encode(), digest_size=2).digest()
-    sign = 1.0 if digest[1] & 1 else -1.0
-    amount = 1.0 if isinstance(value, str) else value / (1.0 + abs(value))
-    return digest[0] % _HASHED_COLUMNS, sign * amount
