@@ -23,7 +23,7 @@ def client(settings):
 
 def test_windows_that_are_pushed_are_read_with_their_time(client) -> None:
     now = time.time()
-    values = {"small": {minutes: FULL for minutes in WINDOWS_MIN}, "vendor/large": EMPTY}
+    values = {"small": dict.fromkeys(WINDOWS_MIN, FULL), "vendor/large": EMPTY}
     client.push_windows("chat", values, now)
     found = client.read_windows("chat", ["small", "vendor/large", "unknown"])
     assert {model: dated.features for model, dated in found.items()} == values
