@@ -27,6 +27,8 @@ __all__ = ["Api"]
 
 _LOG = logging.getLogger(__name__)
 _BATCH_LIMIT = 8 << 20
+_FEATURES = "/v1/features/{entity}"
+"""The only path whose argument may have slashes: an entity has one, and so have names of models."""
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -67,6 +69,7 @@ class Api:
             _Route("POST", "/v1/rewards/batch", self._reward_batch, _BATCH_LIMIT),
             _Route("GET", "/v1/decision-points", self._points),
             _Route("GET", "/v1/decision-points/{name}", self._point),
+            _Route("GET", _FEATURES, self._features),
             _Route("GET", "/v1/experiments", experiments.list),
             _Route("POST", "/v1/experiments", experiments.create, SINGLE_LIMIT),
             _Route("GET", "/v1/experiments/{id}", experiments.report),
@@ -209,6 +212,9 @@ class Api:
         details = await asyncio.to_thread(self._state.details, argument)
         return Response(200, msgspec.json.encode(details))
 
+    async def _features(self, body: bytes, argument: str) -> Response:
+        return Response(200, msgspec.json.encode(self._state.features.entity(argument)))
+
     async def _healthz(self, body: bytes, argument: str) -> Response:
         return Response(200, b'{"status":"alive"}')
 
@@ -235,7 +241,7 @@ def _argument(template: str, path: str) -> str:
     if not rest or not path.startswith(head) or not path.endswith(tail):
         return ""
     argument = path[len(head) : len(path) - len(tail)]
-    return "" if "/" in argument else argument
+    return "" if "/" in argument and template != _FEATURES else argument
 
 
 async def _body(receive: Receive, limit: int) -> bytes:

@@ -21,6 +21,7 @@ import psycopg
 
 from feature_repo.aggregates import ArmStatistics
 from feature_repo.embedding import Embedder
+from feature_repo.windows import ArmWindows
 from optimizer.errors import InvalidToken, Unavailable
 from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.settings import DecisionPoint, Settings
@@ -32,13 +33,15 @@ from serving.rollout_watch import RolloutWatch
 from serving.snapshots import SnapshotStore
 from serving.tokens import SHADOW, parse
 
-__all__ = ["Learner", "NewVersion"]
+__all__ = ["STATISTICS_SPAN_S", "Learner", "NewVersion"]
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _WINDOWS_EVERY_S = 10.0
 _WINDOWS_AT_ONCE = 500
-_STATISTICS_SPAN_S = 3600.0
+STATISTICS_SPAN_S = 3900.0
+"""The longest window, and some minutes for clocks that differ: what was received before is of
+decisions that no window covers."""
 _ANNOUNCE_S = 10.0
 """An unchanged plan is announced again, for a Valkey that came back without its data."""
 
@@ -70,8 +73,12 @@ class Learner:
     ----------
     position
         How far into the ledger the champion has learned.
-    statistics
-        Of the arms, as of that position or later; read them under `statistics_lock`.
+    statistics, windows
+        Of the arms, as of `counted`; read them under `statistics_lock`.
+    counted
+        How far into the ledger statistics and windows have come; set after them.
+    remembers
+        Whether statistics and windows hold what was learned before this start.
     """
 
     def __init__(
@@ -94,8 +101,10 @@ class Learner:
         self._on_plan = on_plan
         self._watch = RolloutWatch(point, lambda plan, taken: on_plan(plan, taken.reason))
         self.statistics = ArmStatistics()
+        self.windows = ArmWindows()
         self.statistics_lock = threading.Lock()
-        self._counted = 0
+        self.remembers = False
+        self.counted = 0
         self.position = 0
         self._announced_at = self._windows_at = 0.0
         self._stop = threading.Event()
@@ -148,7 +157,7 @@ class Learner:
         self._lines = {}
         self._plan = RoutingPlan(self._point.name, 0, PolicyRef(""))
         self._adopt(connection)
-        self.position = self._counted = self._lines[self._plan.champion.variant].position
+        self.position = self.counted = self._lines[self._plan.champion.variant].position
         self._rebuild_statistics(connection)
 
     def _adopt(self, connection: psycopg.Connection[Any]) -> None:
@@ -188,22 +197,23 @@ class Learner:
         self._snapshots.publish(snapshot_of(line.point, ref, line.policy_of(state), ref.pinned))
 
     def _rebuild_statistics(self, connection: psycopg.Connection[Any]) -> None:
-        """Fold the last hour that was already learned, so that statistics survive a restart."""
+        """Fold what was lately learned once more: statistics and windows survive a restart."""
         row = connection.execute(
             "SELECT coalesce(min(position), 0) FROM rewards WHERE decision_point = %s "
             "AND received_at > %s",
-            (self._point.name, datetime.now(UTC) - timedelta(seconds=_STATISTICS_SPAN_S)),
+            (self._point.name, datetime.now(UTC) - timedelta(seconds=STATISTICS_SPAN_S)),
         ).fetchone()
         with self.statistics_lock:
-            self.statistics = ArmStatistics()
+            self.statistics, self.windows, self.remembers = ArmStatistics(), ArmWindows(), False
         at = (row[0] if row else 0) - 1
-        while 0 <= at < self._counted:
+        while 0 <= at < self.counted:
             rows = ledger.read(connection, self._point.name, at, self._batch)
-            rows = [seen for seen in rows if seen.position <= self._counted]
+            rows = [seen for seen in rows if seen.position <= self.counted]
             if not rows:
-                return
+                break
             self._count(rows)
             at = rows[-1].position
+        self.remembers = True
 
     @property
     def _batch(self) -> int:
@@ -240,9 +250,9 @@ class Learner:
         for line in self._lines.values():
             line.learn(after(line.position))
         self.position = self._lines[self._plan.champion.variant].position
-        if rows := after(self._counted):
+        if rows := after(self.counted):
             self._count(rows)
-            self._counted = rows[-1].position
+            self.counted = rows[-1].position
         if self._watch.position is not None and (rows := after(self._watch.position)):
             self._watch.learn(rows)
         return any(len(rows) == self._batch for rows in read.values())
@@ -269,7 +279,9 @@ class Learner:
                 model = models.get(decision.arm_id)
                 if model is not None and decision.role != SHADOW:
                     # The decision's time, so that a correction cancels exactly what it corrects.
-                    self.statistics.update(model, decision.decided_at, row.before, row.after)
+                    change = model, decision.decided_at, row.before, row.after
+                    self.statistics.update(*change)
+                    self.windows.update(*change, row.received_at.timestamp())
 
     def _close_windows(self, connection: psycopg.Connection[Any]) -> None:
         default = self._point.default_quality

@@ -1,7 +1,7 @@
 """What runs in the learner's process: a learner for each decision point, and what follows from it.
 
-Besides learning, the arms' recent statistics go to the feature store and checkpoints go to the
-registry, each from a thread of its own, so that neither Feast nor MLflow can hold learning up.
+Besides learning, the arms' recent statistics and windows go to the feature store and checkpoints go
+to the registry, each from a thread of its own: neither Feast nor MLflow can hold learning up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 
 import psycopg
 
@@ -31,7 +32,7 @@ __all__ = ["Learning"]
 _LOG = logging.getLogger(__name__)
 _PUSH_EVERY_S = 0.25
 _PUSH_UNCHANGED_S = 5.0
-"""Without new rewards only the decay goes on."""
+"""Without new rewards only the decay goes on, and windows move."""
 _LOG_EVERY_S = 10.0
 _REGISTRY_RETRY_S = 5.0
 _TEND_EVERY_S = 5.0
@@ -194,28 +195,43 @@ class Learning:
     def _push_statistics(self) -> None:
         from feature_repo.store import FeatureStoreClient  # Feast takes seconds to import
 
+        points = {point.name: point for point in self._settings.decision_points}
         store: FeatureStoreClient | None = None
         logged_at = 0.0
         pushed: dict[str, tuple[int, float]] = {}
+        late: Counter[str] = Counter()
         while not self._stop.wait(_PUSH_EVERY_S):
             try:
                 if store is None:
-                    store = FeatureStoreClient(self._settings)
-                    store.apply()
+                    opened = FeatureStoreClient(self._settings)
+                    opened.apply()
+                    store = opened
                 now = time.time()
                 for name, learner in self._learners.items():
                     position, at = pushed.get(name, (-1, 0.0))
-                    if position == learner.position and now - at < _PUSH_UNCHANGED_S:
+                    unchanged = position == learner.counted and now - at < _PUSH_UNCHANGED_S
+                    if unchanged or not learner.remembers:
                         continue
-                    position = learner.position
+                    position = learner.counted  # read first: what comes between is pushed next
+                    models = list(dict.fromkeys(arm.model for arm in points[name].arms))
                     with learner.statistics_lock:
                         values = learner.statistics.values(now)
-                    if not values:
-                        continue
+                        windows = learner.windows.values(models, now)
+                        left_out = learner.windows.late
                     store.push(name, values, now)
+                    store.push_windows(name, windows, now)
                     pushed[name] = (position, now)
                     if now - logged_at >= _LOG_EVERY_S:
                         store.log(name, values, now)
+                        store.log_windows(name, windows, now)
+                        if left_out > late[name]:
+                            _LOG.info(
+                                "%s: %d outcomes so far came after the allowed lateness and are "
+                                "in no window",
+                                name,
+                                left_out,
+                            )
+                        late[name] = left_out
                 if now - logged_at >= _LOG_EVERY_S:
                     logged_at = now
             except Unavailable as error:

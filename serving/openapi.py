@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from optimizer.experiments.experiment import Design, Experiment
+from serving.arm_features import FeaturesResponse
 from serving.experiment_routes import ActionBody, ReportResponse, StopBody
 from serving.schema import (
     ContextBody,
@@ -35,6 +36,7 @@ _COMPONENTS = (
     ActionBody,
     StopBody,
     ReportResponse,
+    FeaturesResponse,
 )
 
 
@@ -140,6 +142,13 @@ def document() -> dict[str, Any]:
     point = _operation("Arms, policy versions, recent reward and counts", 200, anything)
     point["parameters"] = _in_path("name")
     point["responses"]["404"] = _PROBLEM_RESPONSE
+    features = _operation(
+        "Recent statistics and windows of an arm: <decision point>/<model>",
+        200,
+        _reference("FeaturesResponse"),
+    )
+    features["parameters"] = _in_path("entity")
+    features["responses"] |= {"404": _PROBLEM_RESPONSE, "503": _PROBLEM_RESPONSE}
     ready = _operation("It can decide", 200)
     ready["responses"]["503"] = _PROBLEM_RESPONSE
     rewards = _operation(
@@ -174,6 +183,7 @@ def document() -> dict[str, Any]:
         "/v1/rewards/batch": {"post": many_rewards},
         "/v1/decision-points": {"get": _operation("The decision points there are", 200, anything)},
         "/v1/decision-points/{name}": {"get": point},
+        "/v1/features/{entity}": {"get": features},
         **_experiment_paths(),
         "/healthz": {"get": _operation("The process lives", 200)},
         "/readyz": {"get": ready},

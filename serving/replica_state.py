@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 
@@ -18,6 +18,7 @@ from feature_repo.embedding import Embedder
 from optimizer.errors import Unavailable
 from optimizer.settings import Settings
 from serving import ledger
+from serving.arm_features import ArmFeatureReader
 from serving.decision_log import DecisionLog
 from serving.live_point import LivePoint
 from serving.metrics import ReplicaMetrics
@@ -27,16 +28,11 @@ from serving.savings import ControlReader
 from serving.snapshots import SnapshotStore
 from serving.tokens import TokenSigner
 
-if TYPE_CHECKING:
-    from feature_repo.store import FeatureStoreClient
-
 __all__ = ["ReplicaState"]
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
 _LOOK_AGAIN_S = 5.0
-_STATISTICS_EVERY_S = 0.5
-_STATISTICS_LAST_S = 3600.0
 _FIRST_SNAPSHOT_WAIT_S = 20.0
 _SET_ASIDE_COUNT = 20.0
 _CLOSE_S = 5.0
@@ -63,8 +59,12 @@ class ReplicaState:
             point.name: LivePoint(point, embedder, self.signer, self.log.add)
             for point in settings.decision_points
         }
-        self.statistics: dict[str, dict[str, ArmFeatures]] = {name: {} for name in self.points}
-        self._statistics_at = 0.0
+        self.features = ArmFeatureReader(
+            settings,
+            {name: _models(live) for name, live in self.points.items()},
+            self._use_statistics,
+            _set_aside_from_collection,
+        )
         self._started_at = time.monotonic()
         self._snapshots = SnapshotStore(settings.valkey_address)
         self._stop = threading.Event()
@@ -75,24 +75,27 @@ class ReplicaState:
                 "log_waiting": ("Decisions not logged yet", self.log.waiting),
                 "log_dropped": ("Decisions the log lost", self.log.dropped),
                 "memory_bytes": ("Resident memory of the replica", _resident_bytes),
-                "feature_age_seconds": ("Age of the arm statistics", self.feature_age_s),
+                "feature_age_seconds": ("Age of the arm statistics", self.features.age_s),
+                "windows_age_seconds": (
+                    "Since the newest windows here were pushed, at the oldest point",
+                    self.features.windows_age_s,
+                ),
             },
         )
         self._take_newest(self._wanted())
-        self._threads = [
-            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
-            for work in (self._follow_snapshots, self._follow_statistics)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(
+            target=self._follow_snapshots, name="follow_snapshots", daemon=True
+        )
+        self._thread.start()
+        self.features.start()
 
     def close(self) -> None:
         """Store and log what is waiting."""
         self._stop.set()
         self.rewards.close()
         self.log.close()
-        for thread in self._threads:
-            thread.join(timeout=_CLOSE_S)
+        self._thread.join(_CLOSE_S)
+        self.features.close(_CLOSE_S)
         self._snapshots.close()
 
     def waiting_for(self) -> list[str]:
@@ -105,16 +108,12 @@ class ReplicaState:
         """Made so far, by all decision points."""
         return sum(sum(live.counts) for live in self.points.values())
 
-    def feature_age_s(self) -> float:
-        """Seconds since the arm statistics were read from the feature store."""
-        return time.time() - self._statistics_at if self._statistics_at else float("inf")
-
     def summary(self, name: str) -> dict[str, Any]:
         """What this replica alone knows of a decision point."""
         live = self.points[name]
         return {
             "name": name,
-            "models": [arm.model for arm in live.point.arms],
+            "models": _models(live),
             "policy": live.point.policy.name,
             "policy_version": _version(live),
         }
@@ -159,7 +158,7 @@ class ReplicaState:
                     "parameters": arm.parameters,
                     "prompt_variant": arm.prompt_variant,
                     "set_aside": index in live.set_aside,
-                    "recent": self.statistics[name].get(arm.model),
+                    "recent": self.features.recent(name, arm.model),
                 }
                 for index, arm in enumerate(point.arms)
             ],
@@ -213,36 +212,9 @@ class ReplicaState:
                 self._take_newest([name])
             self._take_newest(one for one in wanted if self.points[one].policy is None)
 
-    def _follow_statistics(self) -> None:
-        """Read the arms' recent statistics; after an hour without them, forget them."""
-        store: FeatureStoreClient | None = None
-        while not self._stop.wait(_STATISTICS_EVERY_S):
-            try:
-                if store is None:
-                    # Feast takes seconds to import. It is imported here, since CPython 3.11 fails
-                    # now and then while another thread parses ("AST constructor recursion depth").
-                    from feature_repo.store import FeatureStoreClient
-
-                    store = FeatureStoreClient(self.settings)
-                    _set_aside_from_collection()
-                for name, live in self.points.items():
-                    models = [arm.model for arm in live.point.arms]
-                    self._use_statistics(name, store.read(name, models))
-                self._statistics_at = time.time()
-            except Unavailable as error:
-                _LOG.warning("arm statistics are %.0f s old: %s", self.feature_age_s(), error)
-            except Exception:
-                _LOG.exception("arm statistics could not be read")
-            if self.feature_age_s() > _STATISTICS_LAST_S:
-                for name in self.points:
-                    self._use_statistics(name, {})
-        if store is not None:
-            store.close()
-
     def _use_statistics(self, name: str, statistics: dict[str, ArmFeatures]) -> None:
         live = self.points[name]
         limit = live.point.guardrails.error_rate
-        self.statistics[name] = statistics
         live.set_aside = tuple(
             index
             for index, arm in enumerate(live.point.arms)
@@ -251,6 +223,10 @@ class ReplicaState:
             and recent.error_rate is not None
             and recent.error_rate > limit
         )
+
+
+def _models(live: LivePoint) -> list[str]:
+    return [arm.model for arm in live.point.arms]
 
 
 def _version(live: LivePoint) -> int | None:
