@@ -20,7 +20,10 @@ from redis.exceptions import ConnectionError as ValkeyConnectionError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from feature_repo import quick_feast  # noqa: F401  (first, see there)
+from feature_repo import (
+    model_facts,
+    quick_feast,  # noqa: F401  (first, see there)
+)
 from feature_repo.aggregates import ArmFeatures
 from feature_repo.arm_rows import (
     KEY_COLUMNS,
@@ -45,8 +48,9 @@ from feature_repo.definitions import (
     decision_v1,
     request,
 )
-from feature_repo.windows import WindowFeatures
 from feature_repo.tables import table_sql
+from feature_repo.windows import WindowFeatures
+from optimizer.arm_traits import ArmTraits
 from optimizer.errors import Unavailable
 from optimizer.settings import Settings
 
@@ -248,6 +252,13 @@ class FeatureStoreClient:
         ):
             for row in keyed(decision_point, rows, at_s):
                 lines.write_row(row)
+
+    def push_model_facts(
+        self, decision_point: str, models: Mapping[str, ArmTraits], at_s: float
+    ) -> None:
+        """Write what is known of models beforehand; again within the hour, or Valkey drops it."""
+        with self._opened() as store:
+            model_facts.write(store, self._dsn, model_facts.frame(decision_point, models, at_s))
 
     def close(self) -> None:
         """Drop the registry that was read, and its connections; the next use reads it anew."""

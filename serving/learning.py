@@ -34,6 +34,8 @@ _PUSH_EVERY_S = 0.25
 _PUSH_UNCHANGED_S = 5.0
 """Without new rewards only the decay goes on, and windows move."""
 _LOG_EVERY_S = 10.0
+_FACTS_EVERY_S = 1800.0
+"""Valkey drops an arm's key an hour after its last write."""
 _REGISTRY_RETRY_S = 5.0
 _TEND_EVERY_S = 5.0
 
@@ -197,7 +199,7 @@ class Learning:
 
         points = {point.name: point for point in self._settings.decision_points}
         store: FeatureStoreClient | None = None
-        logged_at = 0.0
+        logged_at = told_at = 0.0
         pushed: dict[str, tuple[int, float]] = {}
         late: Counter[str] = Counter()
         while not self._stop.wait(_PUSH_EVERY_S):
@@ -207,6 +209,11 @@ class Learning:
                     opened.apply()
                     store = opened
                 now = time.time()
+                if now - told_at >= _FACTS_EVERY_S:
+                    for name, point in points.items():
+                        facts = {arm.model: arm.traits for arm in point.arms}
+                        store.push_model_facts(name, facts, now)
+                    told_at = now
                 for name, learner in self._learners.items():
                     position, at = pushed.get(name, (-1, 0.0))
                     unchanged = position == learner.counted and now - at < _PUSH_UNCHANGED_S
