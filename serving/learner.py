@@ -157,7 +157,9 @@ class Learner:
         self._lines = {}
         self._plan = RoutingPlan(self._point.name, 0, PolicyRef(""))
         self._adopt(connection)
-        self.position = self.counted = self._lines[self._plan.champion.variant].position
+        champion = self._lines[self._plan.champion.variant]
+        champion.caught_up = True  # nobody else is there to decide meanwhile
+        self.position = self.counted = champion.position
         self._rebuild_statistics(connection)
 
     def _adopt(self, connection: psycopg.Connection[Any]) -> None:
@@ -228,7 +230,8 @@ class Learner:
             if plan is not self._plan:
                 self._adopt(connection)
             for line in self._lines.values():
-                line.publish(self._snapshots)
+                if line.caught_up:  # who comes to replace another serves when it has learned all
+                    line.publish(self._snapshots)
                 line.save(connection, rhythm.checkpoint_s)
                 if line.version_due(rhythm.version_rewards, rhythm.version_s):
                     self._offer(line)
@@ -248,7 +251,9 @@ class Learner:
             return read[position]
 
         for line in self._lines.values():
-            line.learn(after(line.position))
+            rows = after(line.position)
+            line.learn(rows)
+            line.caught_up = line.caught_up or len(rows) < self._batch
         self.position = self._lines[self._plan.champion.variant].position
         if rows := after(self.counted):
             self._count(rows)

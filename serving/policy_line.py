@@ -93,6 +93,13 @@ class PolicyLine:
         Its name.
     encoder
         The feature layout.
+
+    Attributes
+    ----------
+    position
+        How far into the ledger it has learned.
+    caught_up
+        Whether it has been at the ledger's end since it was loaded.
     """
 
     def __init__(self, point: DecisionPoint, variant: str, encoder: FeatureEncoder) -> None:
@@ -100,6 +107,7 @@ class PolicyLine:
         self.variant = variant
         self.policy = make_point_policy(point, encoder)
         self.position = 0
+        self.caught_up = False
         self.skipped: Counter[str] = Counter()
         self._schema_id = encoder.schema_id
         self._encoder = encoder

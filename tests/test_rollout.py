@@ -220,6 +220,30 @@ def test_evidence_is_found_again_after_a_restart(platform, learner, connection, 
     again.close()
 
 
+@pytest.mark.parametrize("role", ["shadow", "champion"])
+def test_a_policy_serves_when_it_has_learned_the_whole_ledger(
+    platform, connection, promotion, role: str
+) -> None:
+    slow = platform.model_copy(
+        update={"learner": platform.learner.model_copy(update={"batch_rewards": 10})}
+    )
+    learner = Learner(slow, slow.decision_points[0], EMBEDDER)
+    learner.start()
+    wait_until(lambda: plan_in_valkey(platform) is not None)
+    ledger.write(connection, rewards(platform, CHAMPION, 0.5, 300, seed=5))
+    wait_until(lambda: learner.position == 300)
+    ref = PolicyRef(add_variant(promotion, LINUCB.model_copy(update={"horizon": 500.0})))
+    if role == "shadow":
+        promotion.shadow(ref.variant)
+    else:
+        promotion.replace(ref, None, "for a test")
+    store = SnapshotStore(platform.valkey_address)
+    wait_until(lambda: store.newest("chat", ref) is not None)
+    assert store.newest("chat", ref).position == 300
+    store.close()
+    learner.close()
+
+
 def test_rollback_by_hand_takes_back_one_step(learner, connection, promotion) -> None:
     with pytest.raises(InvalidInput, match="no other champion"):
         promotion.rollback()
