@@ -38,6 +38,7 @@ _FACTS_EVERY_S = 1800.0
 """Valkey drops an arm's key an hour after its last write."""
 _REGISTRY_RETRY_S = 5.0
 _TEND_EVERY_S = 5.0
+_CLOSE_S = 1.0
 
 _Version = tuple[DecisionPoint, str, bytes, int, str | None]
 """Settings, variant, state, ledger position, alias."""
@@ -91,6 +92,8 @@ class Learning:
         self._stop.set()
         for learner in self._learners.values():
             learner.close()
+        for thread in self._threads:
+            thread.join(timeout=_CLOSE_S)
 
     def _offer_version(
         self, point: DecisionPoint, variant: str, state: bytes, position: int, alias: str | None
