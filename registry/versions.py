@@ -120,20 +120,6 @@ class PolicyRegistry(Aliases):
             self._drop(name, kept)
         return version
 
-    def variant_of(self, description: PolicyDescription) -> str | None:
-        """The variant that this configuration had before; None if it never had a version.
-
-        Raises
-        ------
-        Unavailable
-            If MLflow is away.
-        """
-        point = description.decision_point
-        sought = configuration(point, description.schema_id)
-        with reaching():
-            known = self._variants(point.name)
-        return next((one.name for one in known if one.configuration == sought), None)
-
     def _make_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
 
