@@ -12,6 +12,7 @@ setup: $(INSTALLED)
 
 # uv installs ten times as fast as pip. It does not read pip's configuration, so it is told of pip's
 # index; where that is not enough (find-links, a proxy that asks for a password) pip does the work.
+# The lock is whole, so pip need not look for dependencies (and stumbles over an extra if it does).
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
@@ -21,7 +22,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/pip config get global.index-url 2>/dev/null)}}; \
 	export VIRTUAL_ENV=$(CURDIR)/.venv $${index:+UV_DEFAULT_INDEX=$$index}; \
 	$(BIN)/uv pip install -q --require-hashes -r requirements.lock \
-	  || $(BIN)/pip install -q --require-hashes -r requirements.lock
+	  || $(BIN)/pip install -q --no-deps --require-hashes -r requirements.lock
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
