@@ -7,9 +7,11 @@ PostgreSQL only to log and to look back: `push` and `read` go to Valkey alone.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from threading import Lock
 
 import pandas as pd
@@ -48,7 +50,7 @@ from feature_repo.definitions import (
     decision_v1,
     request,
 )
-from feature_repo.tables import table_sql
+from feature_repo.tables import create_tables, ensure_days
 from feature_repo.windows import WindowFeatures
 from optimizer.arm_traits import ArmTraits
 from optimizer.errors import Unavailable
@@ -64,23 +66,7 @@ _REGISTRY = "the feature store's registry"
 _APPLY_LOCK = 0x6C6C6D6F66737430
 """Any number that no other user of PostgreSQL's advisory locks in this database takes."""
 
-_TABLE = f"""
-CREATE SCHEMA IF NOT EXISTS {SCHEMA};
-CREATE TABLE IF NOT EXISTS {SCHEMA}.arm_statistics (
-    arm_key text NOT NULL,
-    event_timestamp timestamptz NOT NULL,
-    created_at timestamptz NOT NULL,
-    quality double precision,
-    cost_usd double precision,
-    latency_s double precision,
-    error_rate double precision,
-    count double precision NOT NULL
-);
-CREATE INDEX IF NOT EXISTS arm_statistics_arm_time
-    ON {SCHEMA}.arm_statistics (arm_key, event_timestamp);
-{table_sql(SCHEMA, "arm_windows")}
-{table_sql(SCHEMA, "model_facts")}
-"""
+_PREPARE_EVERY_S = 3600.0
 
 
 class FeatureStoreClient:
@@ -101,9 +87,10 @@ class FeatureStoreClient:
         self._config: RepoConfig = repo_config(self._dsn, settings.valkey_address)
         self._store: FeatureStore | None = None
         self._opening = Lock()
+        self._prepared_s = -math.inf
 
     def apply(self) -> None:
-        """Create the table and register the definitions; safe to repeat, and from two processes."""
+        """Create tables and register the definitions; safe to repeat, and from two processes."""
         with (
             _naming_who_is_away(),
             psycopg.connect(
@@ -111,13 +98,32 @@ class FeatureStoreClient:
             ) as connection,
         ):
             connection.execute("SELECT pg_advisory_lock(%s)", [_APPLY_LOCK])
-            connection.execute(_TABLE)
+            create_tables(connection, SCHEMA, datetime.now(UTC))
             self.close()
             self._store = FeatureStore(config=self._config)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "On demand feature view is an experimental")
                 self._store.apply(OBJECTS)
             self._store.refresh_registry()
+
+    def prepare(self, now_s: float) -> None:
+        """Make the offline tables' partitions ahead of time; at most once an hour, else nothing.
+
+        Parameters
+        ----------
+        now_s
+            Unix time in seconds.
+        """
+        if now_s - self._prepared_s < _PREPARE_EVERY_S:
+            return
+        with (
+            _naming_who_is_away(),
+            psycopg.connect(
+                self._dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S
+            ) as connection,
+        ):
+            ensure_days(connection, SCHEMA, datetime.fromtimestamp(now_s, UTC))
+        self._prepared_s = now_s
 
     def push(self, decision_point: str, values: Mapping[str, ArmFeatures], at_s: float) -> None:
         """Make statistics the current ones of a decision point.

@@ -6,6 +6,7 @@ A variable wins over the file; nested keys are joined by two underscores, as in
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -45,6 +46,7 @@ __all__ = [
     "Guardrails",
     "LearnerSettings",
     "Ports",
+    "RetentionSettings",
     "ServingSettings",
     "Settings",
     "load_settings",
@@ -191,6 +193,21 @@ class LearnerSettings(_Strict):
     versions_kept: int = Field(5, ge=1, description="versions of a decision point kept in MLflow")
 
 
+class RetentionSettings(_Strict):
+    """How long what grows with time is kept, in whole days."""
+
+    features_days: int = Field(
+        14, ge=1, le=3650, description="the arms' statistics and windows, for point-in-time joins"
+    )
+    decisions_days: int = Field(90, ge=1, le=3650, description="the decision log")
+    rewards_days: int = Field(90, ge=1, le=3650, description="the reward ledger")
+    export_folder: Path | None = Field(
+        None,
+        description="where days that are over go as parquet files before they are dropped; they "
+        "are dropped without a copy if left out",
+    )
+
+
 class Autoscaling(_Strict):
     """How many replicas there are, by the decisions they make."""
 
@@ -247,6 +264,9 @@ class Settings(BaseSettings):
     )
     serving: ServingSettings = Field(ServingSettings(), description="what a replica holds")
     learner: LearnerSettings = Field(LearnerSettings(), description="the learner's rhythm")
+    retention: RetentionSettings = Field(
+        RetentionSettings(), description="how long what grows with time is kept"
+    )
     mlflow_artifacts: str | None = Field(
         None,
         pattern=r"^(s3|file)://.+",
@@ -292,6 +312,23 @@ class Settings(BaseSettings):
         ports = list(self.ports.model_dump().values())
         if len(set(ports)) != len(ports):
             raise ValueError(f"ports must differ, got {self.ports.model_dump()}")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_long_enough(self) -> Settings:
+        """A reward may come, and change what was said before, while its decision's window is open.
+
+        A day more, since a partition goes as a whole.
+        """
+        for point in self.decision_points:
+            least = math.ceil(point.attribution_window_s / 86400.0) + 1
+            for name in ("decisions_days", "rewards_days"):
+                days = getattr(self.retention, name)
+                if days < least:
+                    raise ValueError(
+                        f"retention.{name}={days} must be at least {least}: decision point "
+                        f"{point.name!r} has attribution_window_s={point.attribution_window_s:g}"
+                    )
         return self
 
     @classmethod

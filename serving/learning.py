@@ -244,6 +244,7 @@ class Learning:
                         late[name] = left_out
                 if now - logged_at >= _LOG_EVERY_S:
                     logged_at = now
+                    store.prepare(now)
             except Unavailable as error:
                 _LOG.warning("arm statistics wait: %s", error)
                 self._stop.wait(1.0)

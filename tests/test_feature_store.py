@@ -13,6 +13,7 @@ import yaml
 from feature_repo.aggregates import ArmFeatures
 from feature_repo.connections import offline_store, online_store, registry_url, repo_config
 from feature_repo.definitions import OBJECTS, arm_statistics, request_features
+from feature_repo.partitions import partitions
 from feature_repo.store import FeatureStoreClient
 from optimizer.errors import InvalidSettings, Unavailable
 from optimizer.features import SIDE_COLUMNS, FeatureEncoder
@@ -22,6 +23,7 @@ from optimizer.settings import Settings
 FOLDER = Path(__file__).parents[1] / "feature_repo"
 SMALL = ArmFeatures(quality=0.5, cost_usd=0.001, latency_s=0.2, error_rate=0.1, count=12.5)
 NEW = ArmFeatures(count=1.0)
+TABLES = ("feast.arm_statistics", "feast.arm_windows")
 
 
 @pytest.fixture
@@ -265,3 +267,47 @@ def test_a_postgres_url_keeps_its_options():
 def test_a_postgres_url_feast_cannot_use_is_refused(url):
     with pytest.raises(InvalidSettings, match="postgres_url"):
         registry_url(url)
+
+
+def test_a_table_of_an_earlier_version_is_partitioned_without_loss(settings):
+    now = time.time()
+    with psycopg.connect(settings().postgres_dsn(), autocommit=True) as connection:
+        connection.execute(
+            "CREATE SCHEMA feast; CREATE TABLE feast.arm_statistics (arm_key text NOT NULL,"
+            " event_timestamp timestamptz NOT NULL, created_at timestamptz NOT NULL,"
+            " quality float8, cost_usd float8, latency_s float8, error_rate float8,"
+            " count float8 NOT NULL);"
+            "CREATE INDEX arm_statistics_arm_time ON feast.arm_statistics"
+            " (arm_key, event_timestamp);"
+        )
+        connection.execute(
+            "INSERT INTO feast.arm_statistics SELECT 'chat/small', to_timestamp(%s - age), now(),"
+            " age, 0, 0, 0, 1 FROM unnest(ARRAY[600.0, 86400.0, -864000.0]) age",
+            [now],
+        )
+        client = FeatureStoreClient(settings())
+        client.apply()
+        client.apply()
+        client.log("chat", {"small": SMALL}, now - 60)
+        assert [one.name for one in partitions(connection, "feast.arm_statistics")][0::4] == [
+            "feast.arm_statistics_old",
+            "feast.arm_statistics_default",
+        ]
+    moments = [datetime.fromtimestamp(now - age, UTC) for age in (500, 86000, 0, -864001)]
+    frame = pd.DataFrame({"arm_key": "chat/small", "event_timestamp": moments, "age": range(4)})
+    joined = client.history(frame).sort_values("age")
+    assert joined["quality"].tolist() == [600.0, 86400.0, SMALL.quality, -864000.0]
+    client.close()
+
+
+def test_partitions_are_made_ahead_once_an_hour(client, settings):
+    def days():
+        with psycopg.connect(settings().postgres_dsn()) as connection:
+            return {table: len(partitions(connection, table)) for table in TABLES}
+
+    now, before = time.time(), days()
+    client.prepare(now)
+    client.prepare(now + 3599)
+    assert days() == before
+    client.prepare(now + 2 * 86400)
+    assert days() == {table: count + 2 for table, count in before.items()}
