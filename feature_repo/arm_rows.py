@@ -35,10 +35,11 @@ _T = TypeVar("_T")
 
 
 class Dated(NamedTuple, Generic[_T]):
-    """What was read, and when it was true (Unix time, seconds)."""
+    """What was read, when it was true (Unix time, seconds), and what of it was out of range."""
 
     features: _T
     at_s: float
+    violations: tuple[str, ...] = ()
 
 
 def arm_key(decision_point: str, model: str) -> str:
@@ -59,7 +60,7 @@ def statistics_rows(values: Mapping[str, ArmFeatures]) -> dict[str, Row]:
 
 def statistics_of(row: Row) -> ArmFeatures:
     """What `statistics_rows` made a row of."""
-    return ArmFeatures(*row)
+    return ArmFeatures(**_known(ArmFeatures, row))
 
 
 def windows_rows(values: Mapping[str, Mapping[int, WindowFeatures]]) -> dict[str, Row]:
@@ -81,6 +82,12 @@ def windows_of(row: Row) -> dict[int, WindowFeatures]:
     """
     width = len(fields(WindowFeatures))
     return {
-        minutes: WindowFeatures(*row[place * width : (place + 1) * width])
+        minutes: WindowFeatures(**_known(WindowFeatures, row[place * width : (place + 1) * width]))
         for place, minutes in enumerate(WINDOWS_MIN)
     }
+
+
+def _known(kind: type[ArmFeatures] | type[WindowFeatures], row: Row) -> dict[str, float]:
+    """Values by field; a missing one is left to its default, so that a count is a number."""
+    pairs = zip(fields(kind), row, strict=True)
+    return {field.name: value for field, value in pairs if value is not None}

@@ -56,9 +56,14 @@ def frame(decision_point: str, models: Mapping[str, ArmTraits], at_s: float) -> 
         Traits by model.
     at_s
         Since when the facts are true, Unix time in seconds.
+
+    Returns
+    -------
+    Its ``attrs`` have "violations": the names of facts that were out of range, one a value.
     """
     at, now = datetime.fromtimestamp(at_s, UTC), datetime.now(UTC)
     rows = []
+    violations: list[str] = []
     for model, traits in models.items():
         given: dict[str, float | None] = {
             "tier": tier(traits),
@@ -70,12 +75,15 @@ def frame(decision_point: str, models: Mapping[str, ArmTraits], at_s: float) -> 
         for name in MODEL_FACTS_COLUMNS:
             value, violated = clip(name, given[name])
             if violated:
+                violations.append(name)
                 _LOG.warning("%s of %s is %r, taken as %r", name, model, given[name], value)
             facts.append(None if given[name] is None else value)
         rows.append((f"{decision_point}/{model}", at, now, *facts))
     columns = ["arm_key", "event_timestamp", "created_at", *MODEL_FACTS_COLUMNS]
     made = pd.DataFrame(rows, columns=columns)
-    return made.astype(dict.fromkeys(MODEL_FACTS_COLUMNS, "float64"))
+    made = made.astype(dict.fromkeys(MODEL_FACTS_COLUMNS, "float64"))
+    made.attrs["violations"] = violations
+    return made
 
 
 def write(store: FeatureStore, dsn: str, rows: pd.DataFrame) -> None:

@@ -8,6 +8,7 @@ PostgreSQL only to log and to look back: `push` and `read` go to Valkey alone.
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ from feature_repo.definitions import (
     decision_v1,
     request,
 )
+from feature_repo.ranges import clipped
+from feature_repo.report import FeatureReport
 from feature_repo.tables import create_tables, ensure_days
 from feature_repo.windows import WindowFeatures
 from optimizer.arm_traits import ArmTraits
@@ -80,6 +83,12 @@ class FeatureStoreClient:
     ----------
     settings
         Say where the servers are.
+
+    Attributes
+    ----------
+    report
+        Of what this client has pushed and logged, and of the values that were out of range then:
+        they are clipped on the way in, and once more on the way out, since others write too.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -88,6 +97,7 @@ class FeatureStoreClient:
         self._store: FeatureStore | None = None
         self._opening = Lock()
         self._prepared_s = -math.inf
+        self.report = FeatureReport()
 
     def apply(self) -> None:
         """Create tables and register the definitions; safe to repeat, and from two processes."""
@@ -138,8 +148,6 @@ class FeatureStoreClient:
             When they were true, Unix time in seconds. Values not newer than those that are there
             change nothing.
         """
-        if not values:
-            return
         rows = statistics_rows(values)
         self._push(arm_statistics_push.name, STATISTICS_COLUMNS, decision_point, rows, at_s)
 
@@ -147,9 +155,8 @@ class FeatureStoreClient:
         self, decision_point: str, values: Mapping[str, Mapping[int, WindowFeatures]], at_s: float
     ) -> None:
         """Make windows, by model and minutes, the current ones; arguments as in `push`."""
-        if values:
-            rows = windows_rows(values)
-            self._push(arm_windows_push.name, WINDOWS_COLUMNS, decision_point, rows, at_s)
+        rows = windows_rows(values)
+        self._push(arm_windows_push.name, WINDOWS_COLUMNS, decision_point, rows, at_s)
 
     def read(self, decision_point: str, models: Sequence[str]) -> dict[str, ArmFeatures]:
         """The current statistics of those models that have any no older than an hour."""
@@ -161,19 +168,26 @@ class FeatureStoreClient:
     ) -> dict[str, Dated[ArmFeatures]]:
         """As `read`, with the times of the values."""
         found = self._read(arm_statistics.name, STATISTICS_COLUMNS, decision_point, models)
-        return {model: Dated(statistics_of(row), at_s) for model, (row, at_s) in found.items()}
+        return {
+            model: Dated(statistics_of(row), at_s, violations)
+            for model, (row, at_s, violations) in found.items()
+        }
 
     def read_windows(
         self, decision_point: str, models: Sequence[str]
     ) -> dict[str, Dated[dict[int, WindowFeatures]]]:
         """The current windows, by minutes, of models that have any no older than an hour."""
         found = self._read(arm_windows.name, WINDOWS_COLUMNS, decision_point, models)
-        return {model: Dated(windows_of(row), at_s) for model, (row, at_s) in found.items()}
+        return {
+            model: Dated(windows_of(row), at_s, violations)
+            for model, (row, at_s, violations) in found.items()
+        }
 
     def log(self, decision_point: str, values: Mapping[str, ArmFeatures], at_s: float) -> None:
         """Append statistics to the table that `history` looks back into; arguments as in `push`."""
         rows = statistics_rows(values)
         self._log("arm_statistics", STATISTICS_COLUMNS, decision_point, rows, at_s)
+        self.report.log("arm_statistics", decision_point, at_s)
 
     def log_windows(
         self, decision_point: str, values: Mapping[str, Mapping[int, WindowFeatures]], at_s: float
@@ -181,6 +195,7 @@ class FeatureStoreClient:
         """Append windows to their table; arguments as in `push_windows`."""
         rows = windows_rows(values)
         self._log("arm_windows", WINDOWS_COLUMNS, decision_point, rows, at_s)
+        self.report.log("arm_windows", decision_point, at_s)
 
     def history(self, entity_frame: pd.DataFrame) -> pd.DataFrame:
         """What was known at given moments: a point-in-time join, an hour back at most.
@@ -213,16 +228,22 @@ class FeatureStoreClient:
         rows: Mapping[str, Row],
         at_s: float,
     ) -> None:
-        frame = pd.DataFrame(
-            keyed(decision_point, rows, at_s), columns=[*KEY_COLUMNS, *columns]
-        ).astype(dict.fromkeys(columns, "float64"))
-        with self._opened() as store:
-            store.push(source, frame)
+        view = source.removesuffix("_push")
+        rows, violations = clipped(columns, rows)
+        names = (name for all_ in violations.values() for name in all_)
+        self.report.violate(view, decision_point, names, time.time())
+        if rows:
+            frame = pd.DataFrame(
+                keyed(decision_point, rows, at_s), columns=[*KEY_COLUMNS, *columns]
+            ).astype(dict.fromkeys(columns, "float64"))
+            with self._opened() as store:
+                store.push(source, frame)
+        self.report.push(view, decision_point, at_s, len(rows))
 
     def _read(
         self, view: str, columns: Sequence[str], decision_point: str, models: Sequence[str]
-    ) -> dict[str, tuple[Row, float]]:
-        """Values and their time, of the models that have any."""
+    ) -> dict[str, tuple[Row, float, tuple[str, ...]]]:
+        """Values, their time and what was out of range, of the models that have any."""
         if not models:
             return {}
         keys = [{"arm_key": arm_key(decision_point, model)} for model in models]
@@ -233,11 +254,12 @@ class FeatureStoreClient:
         # In its protobuf, since the answer's own dictionary has whole seconds.
         names = list(answer.proto.metadata.feature_names.val)
         times = answer.proto.results[names.index(columns[0])].event_timestamps
-        rows = zip(*(found[name] for name in columns), strict=True)
+        read = dict(zip(models, zip(*(found[name] for name in columns), strict=True), strict=True))
+        rows, violations = clipped(columns, read)
         return {
-            model: (row, at.ToMicroseconds() / 1e6)
-            for model, row, at in zip(models, rows, times, strict=True)
-            if any(value is not None for value in row)
+            model: (rows[model], at.ToMicroseconds() / 1e6, violations.get(model, ()))
+            for model, at in zip(models, times, strict=True)
+            if any(value is not None for value in read[model])
         }
 
     def _log(
@@ -248,6 +270,7 @@ class FeatureStoreClient:
         rows: Mapping[str, Row],
         at_s: float,
     ) -> None:
+        rows, _ = clipped(columns, rows)  # counted where they are pushed
         if not rows:
             return
         copy = f"COPY {SCHEMA}.{table} ({', '.join([*KEY_COLUMNS, *columns])}) FROM STDIN"
@@ -263,8 +286,12 @@ class FeatureStoreClient:
         self, decision_point: str, models: Mapping[str, ArmTraits], at_s: float
     ) -> None:
         """Write what is known of models beforehand; again within the hour, or Valkey drops it."""
+        rows = model_facts.frame(decision_point, models, at_s)
+        self.report.violate("model_facts", decision_point, rows.attrs["violations"], time.time())
         with self._opened() as store:
-            model_facts.write(store, self._dsn, model_facts.frame(decision_point, models, at_s))
+            model_facts.write(store, self._dsn, rows)
+        self.report.push("model_facts", decision_point, at_s, len(rows))
+        self.report.log("model_facts", decision_point, at_s)
 
     def close(self) -> None:
         """Drop the registry that was read, and its connections; the next use reads it anew."""

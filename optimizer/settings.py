@@ -243,6 +243,14 @@ class ServingSettings(_Strict):
     )
 
 
+class FeatureLimits(_Strict):
+    """When features raise an alert."""
+
+    online_s: float = Field(1.0, gt=0, description="age of online values that raises an alert")
+    offline_s: float = Field(3600.0, gt=0, description="the same since the last offline log")
+    violation_s: float = Field(60.0, gt=0, description="how long a value out of range is told")
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -266,6 +274,9 @@ class Settings(BaseSettings):
     learner: LearnerSettings = Field(LearnerSettings(), description="the learner's rhythm")
     retention: RetentionSettings = Field(
         RetentionSettings(), description="how long what grows with time is kept"
+    )
+    feature_limits: FeatureLimits = Field(
+        FeatureLimits(), description="when features raise an alert"
     )
     mlflow_artifacts: str | None = Field(
         None,

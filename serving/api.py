@@ -69,6 +69,7 @@ class Api:
             _Route("POST", "/v1/rewards/batch", self._reward_batch, _BATCH_LIMIT),
             _Route("GET", "/v1/decision-points", self._points),
             _Route("GET", "/v1/decision-points/{name}", self._point),
+            _Route("GET", "/v1/features", self._features_health),
             _Route("GET", _FEATURES, self._features),
             _Route("GET", "/v1/experiments", experiments.list),
             _Route("POST", "/v1/experiments", experiments.create, SINGLE_LIMIT),
@@ -214,6 +215,9 @@ class Api:
 
     async def _features(self, body: bytes, argument: str) -> Response:
         return Response(200, msgspec.json.encode(self._state.features.entity(argument)))
+
+    async def _features_health(self, body: bytes, argument: str) -> Response:
+        return Response(200, msgspec.json.encode(self._state.feature_health.response()))
 
     async def _healthz(self, body: bytes, argument: str) -> Response:
         return Response(200, b'{"status":"alive"}')

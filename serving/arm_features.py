@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import Struct
 
 from feature_repo.aggregates import ArmFeatures
 from feature_repo.arm_rows import Dated, arm_key
+from feature_repo.report import FeatureReport, ReportBoard
 from feature_repo.windows import WindowFeatures
 from optimizer.errors import Unavailable, UnknownName
 from optimizer.settings import Settings
@@ -24,6 +26,8 @@ __all__ = ["ArmFeatureReader", "FeaturesResponse"]
 _LOG = logging.getLogger(__name__)
 _EVERY_S = 0.5
 _LAST_S = 3600.0
+
+_T = TypeVar("_T")
 
 
 class FeaturesResponse(Struct, frozen=True):
@@ -57,9 +61,19 @@ class ArmFeatureReader:
         and with nothing an hour after the last time.
     on_import
         Called once Feast has been imported, or not at all.
+    on_round
+        Called after each attempt to read.
 
     Attributes
     ----------
+    models
+        As given.
+    report
+        The learner's, read before the values; None without one.
+    violations
+        Values that were read out of range or not finite, by view and feature, each once.
+    violated_at
+        When the last one was, by view and decision point (Unix time, seconds).
     statistics, windows
         By decision point and model, as last read; replaced as a whole.
     """
@@ -70,9 +84,18 @@ class ArmFeatureReader:
         models: Mapping[str, Sequence[str]],
         on_statistics: Callable[[str, dict[str, ArmFeatures]], None],
         on_import: Callable[[], None],
+        on_round: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
-        self._models = models
+        self.models = models
+        self._on_round = on_round
+        self._board = ReportBoard(settings.valkey_address)
+        self.report: FeatureReport | None = None
+        self.violations: dict[str, Counter[str]] = {
+            "arm_statistics": Counter(),
+            "arm_windows": Counter(),
+        }
+        self.violated_at: dict[tuple[str, str], float] = {}
         self._on_statistics = on_statistics
         self._on_import = on_import
         self.statistics: dict[str, dict[str, Dated[ArmFeatures]]] = {name: {} for name in models}
@@ -112,6 +135,14 @@ class ArmFeatureReader:
         found = self.statistics[decision_point].get(model)
         return found.features if found else None
 
+    def times(self, view: str, decision_point: str) -> dict[str, float] | None:
+        """When the values of a view that were read were true, by model; None if it never is."""
+        if view == "arm_statistics":
+            return {one: found.at_s for one, found in self.statistics[decision_point].items()}
+        if view == "arm_windows":
+            return {one: found.at_s for one, found in self.windows[decision_point].items()}
+        return None
+
     def entity(self, entity: str) -> FeaturesResponse:
         """What is known of ``<decision point>/<model>`` now, for people.
 
@@ -123,8 +154,8 @@ class ArmFeatureReader:
             If the feature store could not be read for an hour, or not yet.
         """
         name, _, model = entity.partition("/")
-        if model not in self._models.get(name, ()):
-            known = [arm_key(name, model) for name, all_ in self._models.items() for model in all_]
+        if model not in self.models.get(name, ()):
+            known = [arm_key(name, model) for name, all_ in self.models.items() for model in all_]
             raise UnknownName("entity", entity, f"use one of {', '.join(known)}")
         read_age_s = self.age_s()
         if read_age_s > _LAST_S:
@@ -147,6 +178,7 @@ class ArmFeatureReader:
 
     def _follow(self) -> None:
         store: FeatureStoreClient | None = None
+        away = ""
         while not self._stop.wait(_EVERY_S):
             try:
                 if store is None:
@@ -156,19 +188,43 @@ class ArmFeatureReader:
 
                     store = FeatureStoreClient(self._settings)
                     self._on_import()
-                for name, models in self._models.items():
+                report = self._board.read()
+                for name, models in self.models.items():
                     found = store.read_dated(name, models)
+                    self._count("arm_statistics", name, self.statistics[name], found)
                     self.statistics[name] = found
                     self._on_statistics(name, {one: it.features for one, it in found.items()})
-                    self.windows[name] = store.read_windows(name, models)
-                self._read_at = time.time()
+                    windows = store.read_windows(name, models)
+                    self._count("arm_windows", name, self.windows[name], windows)
+                    self.windows[name] = windows
+                self.report, self._read_at = report, time.time()
+                away = ""
             except Unavailable as error:
-                _LOG.warning("arm features are %.0f s old: %s", self.age_s(), error)
+                if str(error) != away:
+                    _LOG.warning("arm features are %.0f s old: %s", self.age_s(), error)
+                away = str(error)
             except Exception:
                 _LOG.exception("arm features could not be read")
             if self.age_s() > _LAST_S:
-                for name in self._models:
+                self.report = None
+                for name in self.models:
                     self.statistics[name], self.windows[name] = {}, {}
                     self._on_statistics(name, {})
+            self._on_round()
+        self._board.close()
         if store is not None:
             store.close()
+
+    def _count(
+        self,
+        view: str,
+        decision_point: str,
+        before: Mapping[str, Dated[_T]],
+        found: Mapping[str, Dated[_T]],
+    ) -> None:
+        """Count violations of values that were not there at the last reading."""
+        for model, dated in found.items():
+            seen = before.get(model)
+            if dated.violations and (seen is None or seen[1:] != dated[1:]):
+                self.violations[view].update(dated.violations)
+                self.violated_at[view, decision_point] = time.time()

@@ -21,6 +21,7 @@ import psycopg
 
 from feature_repo.aggregates import ArmStatistics
 from feature_repo.embedding import Embedder
+from feature_repo.ranges import clipped_outcome
 from feature_repo.windows import ArmWindows
 from optimizer.errors import InvalidToken, Unavailable
 from optimizer.rollout import PolicyRef, RoutingPlan
@@ -75,6 +76,8 @@ class Learner:
         How far into the ledger the champion has learned.
     statistics, windows
         Of the arms, as of `counted`; read them under `statistics_lock`.
+    outcome_violations
+        Outcomes that were out of range, by part: statistics and windows count them clipped.
     counted
         How far into the ledger statistics and windows have come; set after them.
     remembers
@@ -102,6 +105,7 @@ class Learner:
         self._watch = RolloutWatch(point, lambda plan, taken: on_plan(plan, taken.reason))
         self.statistics = ArmStatistics()
         self.windows = ArmWindows()
+        self.outcome_violations: Counter[str] = Counter()
         self.statistics_lock = threading.Lock()
         self.remembers = False
         self.counted = 0
@@ -207,6 +211,7 @@ class Learner:
         ).fetchone()
         with self.statistics_lock:
             self.statistics, self.windows, self.remembers = ArmStatistics(), ArmWindows(), False
+            self.outcome_violations = Counter()
         at = (row[0] if row else 0) - 1
         while 0 <= at < self.counted:
             rows = ledger.read(connection, self._point.name, at, self._batch)
@@ -284,7 +289,14 @@ class Learner:
                 model = models.get(decision.arm_id)
                 if model is not None and decision.role != SHADOW:
                     # The decision's time, so that a correction cancels exactly what it corrects.
-                    change = model, decision.decided_at, row.before, row.after
+                    before, _ = clipped_outcome(row.before)
+                    after, violations = clipped_outcome(row.after)
+                    self.outcome_violations.update(
+                        part
+                        for part in violations
+                        if getattr(row.before, part) != getattr(row.after, part)
+                    )
+                    change = model, decision.decided_at, before, after
                     self.statistics.update(*change)
                     self.windows.update(*change, row.received_at.timestamp())
 

@@ -15,6 +15,7 @@ from collections import Counter
 import psycopg
 
 from feature_repo.embedding import Embedder
+from feature_repo.report import ReportBoard
 from optimizer.errors import Unavailable
 from optimizer.rollout import RoutingPlan
 from optimizer.settings import DecisionPoint, Settings
@@ -204,6 +205,7 @@ class Learning:
         store: FeatureStoreClient | None = None
         logged_at = told_at = 0.0
         pushed: dict[str, tuple[int, float]] = {}
+        board = ReportBoard(self._settings.valkey_address)
         late: Counter[str] = Counter()
         while not self._stop.wait(_PUSH_EVERY_S):
             try:
@@ -220,7 +222,10 @@ class Learning:
                 for name, learner in self._learners.items():
                     position, at = pushed.get(name, (-1, 0.0))
                     unchanged = position == learner.counted and now - at < _PUSH_UNCHANGED_S
-                    if unchanged or not learner.remembers:
+                    if not learner.remembers:
+                        continue
+                    if unchanged:
+                        store.report.still_current(name, now, ("arm_statistics", "arm_windows"))
                         continue
                     position = learner.counted  # read first: what comes between is pushed next
                     models = list(dict.fromkeys(arm.model for arm in points[name].arms))
@@ -245,11 +250,16 @@ class Learning:
                 if now - logged_at >= _LOG_EVERY_S:
                     logged_at = now
                     store.prepare(now)
+                for name, learner in self._learners.items():
+                    store.report.late[name] = learner.windows.late
+                    store.report.outcome_violations[name] = dict(learner.outcome_violations)
+                board.write(store.report)
             except Unavailable as error:
                 _LOG.warning("arm statistics wait: %s", error)
                 self._stop.wait(1.0)
             except Exception:
                 _LOG.exception("arm statistics could not be pushed")
                 self._stop.wait(5.0)
+        board.close()
         if store is not None:
             store.close()

@@ -37,15 +37,19 @@ class ReplicaMetrics(Collector):
         The decision points in memory.
     gauges
         Name and help of further figures, each read at scrape time.
+    further
+        Makes whole families at scrape time.
     """
 
     def __init__(
         self,
         points: Iterable[LivePoint],
         gauges: dict[str, tuple[str, Callable[[], float]]],
+        further: Callable[[], Iterable[Metric]] = tuple,
     ) -> None:
         self._points = list(points)
         self._gauges = gauges
+        self._further = further
         self.requests: Counter[tuple[str, int]] = Counter()
         self._buckets = [0] * (len(_BUCKETS_S) + 1)
         self._sum_s = 0.0
@@ -84,6 +88,7 @@ class ReplicaMetrics(Collector):
         yield from self._point_metrics()
         for name, (text, read) in self._gauges.items():
             yield GaugeMetricFamily(f"llmopt_{name}", text, value=read())
+        yield from self._further()
 
     def _latency(self) -> Metric:
         buckets: list[Any] = []

@@ -15,6 +15,7 @@ import msgspec
 from optimizer.experiments.experiment import Design, Experiment
 from serving.arm_features import FeaturesResponse
 from serving.experiment_routes import ActionBody, ReportResponse, StopBody
+from serving.feature_health import FeaturesHealthResponse
 from serving.schema import (
     ContextBody,
     DecisionBody,
@@ -37,6 +38,7 @@ _COMPONENTS = (
     StopBody,
     ReportResponse,
     FeaturesResponse,
+    FeaturesHealthResponse,
 )
 
 
@@ -183,6 +185,13 @@ def document() -> dict[str, Any]:
         "/v1/rewards/batch": {"post": many_rewards},
         "/v1/decision-points": {"get": _operation("The decision points there are", 200, anything)},
         "/v1/decision-points/{name}": {"get": point},
+        "/v1/features": {
+            "get": _operation(
+                "Health of the feature views: ages, missing, out of range, alerts",
+                200,
+                _reference("FeaturesHealthResponse"),
+            )
+        },
         "/v1/features/{entity}": {"get": features},
         **_experiment_paths(),
         "/healthz": {"get": _operation("The process lives", 200)},

@@ -20,6 +20,7 @@ from optimizer.settings import Settings
 from serving import ledger
 from serving.arm_features import ArmFeatureReader
 from serving.decision_log import DecisionLog
+from serving.feature_health import FeatureHealth
 from serving.live_point import LivePoint
 from serving.metrics import ReplicaMetrics
 from serving.outcomes import recent_outcomes
@@ -64,7 +65,9 @@ class ReplicaState:
             {name: _models(live) for name, live in self.points.items()},
             self._use_statistics,
             _set_aside_from_collection,
+            lambda: self.feature_health.watch(),
         )
+        self.feature_health = FeatureHealth(self.features, settings.feature_limits)
         self._started_at = time.monotonic()
         self._snapshots = SnapshotStore(settings.valkey_address)
         self._stop = threading.Event()
@@ -81,6 +84,7 @@ class ReplicaState:
                     self.features.windows_age_s,
                 ),
             },
+            self.feature_health.metrics,
         )
         self._take_newest(self._wanted())
         self._thread = threading.Thread(
