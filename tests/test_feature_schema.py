@@ -154,7 +154,6 @@ def test_fewer_tasks_read_what_the_smaller_encoder_would_have_made(task: str | N
 
 def test_retired_features_are_named_exactly_or_by_a_pattern() -> None:
     schema = FeatureEncoder(("a[b]", "ab"), 3).schema
-    assert schema.missing(schema.without(["a[b]", "task=a[[]b]"][1:]).names) == ()
     assert set(schema.names) - set(schema.without(["task=a[b]", "embedding_*"]).names) == {
         "task=a[b]",
         *(f"embedding_{index}" for index in range(3)),
@@ -172,13 +171,8 @@ def test_old_tokens_teach_a_larger_layout_and_a_rebuild_gives_the_same_bytes(
     write(connection, decided(before, 60, seed=1))
     assert ensure(connection, after) == PolicyRef("2.0")
     write(connection, decided(after, 60, seed=2))
-    unknown = [
-        msgspec.structs.replace(one, schema_id=7)
-        if isinstance(one, msgspec.Struct)
-        else one.__class__(**{**_fields(one), "schema_id": 7})
-        for one in decided(after, 3, seed=3)
-    ]
-    write(connection, unknown)
+    strange = decided(after, 3, seed=3)
+    write(connection, [msgspec.structs.replace(one, schema_id=7) for one in strange])
     learner = Learner(after, point_of(after), EMBEDDER)
     learner.start()
     store = SnapshotStore(after.valkey_address)
@@ -199,10 +193,6 @@ def test_old_tokens_teach_a_larger_layout_and_a_rebuild_gives_the_same_bytes(
     assert policy.snapshot() == snapshot.state
     row = connection.execute("SELECT state FROM policy_checkpoints WHERE variant = '2.0'")
     assert bytes(row.fetchone()[0]) == policy.to_bytes()
-
-
-def _fields(decision: Decision) -> dict[str, object]:
-    return {name: getattr(decision, name) for name in Decision.__slots__}
 
 
 def test_a_pinned_version_decides_as_before_after_a_task_was_added(make, connection) -> None:
@@ -240,7 +230,9 @@ def test_a_feature_in_use_cannot_go_and_the_way_out_is_told(make, connection) ->
     with_math, without = make(TASKS), make(["chat"])
     assert ensure(connection, with_math) == PolicyRef("1.0")
     plan = plans.current(connection, "chat")
-    with pytest.raises(InvalidInput, match="version 1.0 .champion.*retired_features") as refused:
+    with pytest.raises(
+        InvalidInput, match=r"version 1\.0 \(champion\).*retired_features"
+    ) as refused:
         ensure(connection, without)
     assert "task=math" in str(refused.value)
     assert plans.current(connection, "chat") == plan
@@ -251,7 +243,7 @@ def test_a_feature_in_use_cannot_go_and_the_way_out_is_told(make, connection) ->
     assert ensure(connection, retired) == PolicyRef("2.0")
     schema = variants.variant_schemas(connection, "chat")["2.0"]
     assert schema == policy_schema(point_of(retired), computed(retired)) == computed(without)
-    with pytest.raises(InvalidInput, match="1.0 .previous"):
+    with pytest.raises(InvalidInput, match=r"1\.0 \(previous\)"):
         ensure(connection, without)
     promotion = Promotion(retired, point_of(retired))
     with pytest.raises(InvalidInput, match="does not serve"):
@@ -259,7 +251,7 @@ def test_a_feature_in_use_cannot_go_and_the_way_out_is_told(make, connection) ->
     promotion.archive("1.0")
     announce_features(without)
     assert ensure(connection, without) == PolicyRef("2.0"), "nothing is relearned"
-    with pytest.raises(InvalidInput, match="version='1.0': it uses task=math"):
+    with pytest.raises(InvalidInput, match=r"version='1\.0': it uses task=math"):
         promotion.replace(PolicyRef("1.0"), None, "for a test")
     with pytest.raises(InvalidInput, match="no other champion"):
         promotion.rollback()
