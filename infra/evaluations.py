@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from infra.logged_sources import OnStep, Source, find_source
 from infra.tables import write_table
 from optimizer.errors import IncompatibleState, InvalidInput, Unavailable, UnknownName
+from optimizer.feature_schema import FeatureSchema, Translation
 from optimizer.offpolicy import (
     CHOSEN,
     ENOUGH_EFFECTIVE,
@@ -145,17 +146,31 @@ def _target(
     if policy not in POLICY_NAMES or kind == _STATIC:
         known = [*(name for name in POLICY_NAMES if name != _STATIC), "static:MODEL", _CHAMPION]
         raise UnknownName("policy", policy, f"one of {', '.join(known)}")
+    source = _seen(source, _wanted(source))
     chances = _taught(_fresh(policy, source), source, policy, on_step)
     note = (
         f"{policy} starts without knowledge and learns from earlier rows of the log: this is what "
         "it would have scored if taught, without delay, by what the log chose."
     )
-    return _Target(policy, log, chances, (note,))
+    return _Target(policy, source.decisions, chances, (note,))
 
 
-def judge(policy: PolicySettings, source: Source, name: str, on_step: OnStep) -> Evaluation:
-    """What a policy would have done on a log, taught by earlier rows of it."""
+def judge(
+    policy: PolicySettings,
+    source: Source,
+    name: str,
+    on_step: OnStep,
+    schema: FeatureSchema | None = None,
+) -> Evaluation:
+    """What a policy would have done on a log, taught by earlier rows of it.
+
+    Parameters
+    ----------
+    schema
+        The features that it looks at; those of new policies if None.
+    """
     with threadpool_limits(1):
+        source = _seen(source, schema or _wanted(source))
         chances = _taught(_made(policy, source), source, name, on_step)
         return evaluate(source.decisions, chances, source.objective, policy=name)
 
@@ -190,11 +205,16 @@ def _champion(source: Source, settings: Callable[[], Settings], on_step: OnStep)
     from serving.reward_writer import connect
 
     point = source.point
-    if point is None or source.encoder is None:
+    if point is None or source.schema is None:
         raise InvalidInput("policy", _CHAMPION, "it needs the live ledger: leave out --log")
-    found = PolicyRegistry(settings().mlflow_address).champion(point.name)
+    registry = PolicyRegistry(settings().mlflow_address)
+    found = registry.champion(point.name)
     if found is None:
         raise UnknownName("policy", _CHAMPION, f"no version of {point.name} is registered yet")
+    described = registry.description(point.name, found.version)
+    groups = described.feature_groups
+    if groups is not None and not source.schema.missing(described.feature_names):
+        source = _seen(source, FeatureSchema(described.feature_names, groups))
     policy = _made(point.policy, source)
     if found.lineage != policy.lineage:
         raise IncompatibleState(
@@ -232,14 +252,32 @@ def _fresh(name: str, source: Source) -> Policy:
     return _made(PolicySettings.model_validate({"name": name}), source)
 
 
+def _wanted(source: Source) -> FeatureSchema | None:
+    """The features that new policies look at; None where the log is a file."""
+    from serving.feature_schemas import policy_schema
+
+    if source.point is None or source.schema is None:
+        return None
+    return policy_schema(source.point, source.schema)
+
+
+def _seen(source: Source, schema: FeatureSchema | None) -> Source:
+    """The log as a policy sees it that looks at those features."""
+    if schema is None or source.schema is None or schema == source.schema:
+        return source
+    log = source.decisions
+    features = Translation(source.schema, schema)(log.features)
+    return replace(source, decisions=replace(log, features=features), schema=schema)
+
+
 def _made(settings: PolicySettings, source: Source) -> Policy:
     from serving.routes import make_point_policy
 
     log, point = source.decisions, source.point
-    if point is None or source.encoder is None:
+    if point is None or source.schema is None:
         arms = tuple(map(Arm, log.arm_names)) if point is None else point.records()
         return make_policy(settings, arms, log.features.shape[1], source.objective)
-    policy = make_point_policy(point.model_copy(update={"policy": settings}), source.encoder)
+    policy = make_point_policy(point.model_copy(update={"policy": settings}), source.schema)
     policy.objective = source.objective
     return policy
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infra.tables import read_table
 from optimizer.errors import InvalidInput, InvalidRecording, Unavailable
-from optimizer.features import FeatureEncoder
+from optimizer.feature_schema import FeatureSchema, Translations
 from optimizer.offpolicy import LoggedDecisions
 from optimizer.reward import Objective, parse_weights
 from optimizer.settings import DecisionPoint, Settings
@@ -24,7 +24,7 @@ DEFAULT_SINCE = "7d"
 _SKIPPED = {
     "fallback": "by the static rule, not drawn at random",
     "arm": "for arms that are no longer configured",
-    "schema": "with another layout of features",
+    "schema": "with a layout of features that is not known",
     "token": "in a token format of another version",
 }
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -40,8 +40,8 @@ class Source:
         For people.
     point
         The decision point; None for a file that belongs to none.
-    encoder
-        Of the features, where they are from the ledger.
+    schema
+        Of the features, where they are from the ledger: all that requests get now.
     notes
         Plain sentences on what was left out or assumed.
     """
@@ -50,7 +50,7 @@ class Source:
     decisions: LoggedDecisions
     objective: Objective
     point: DecisionPoint | None
-    encoder: FeatureEncoder | None
+    schema: FeatureSchema | None
     notes: tuple[str, ...]
 
 
@@ -149,13 +149,14 @@ def from_ledger(
     import psycopg
 
     from feature_repo.embedding import Embedder
+    from serving.feature_schemas import known_schemas
     from serving.ledger import create_tables
     from serving.live_point import make_encoder
     from serving.logged import read_log
     from serving.reward_writer import connect
 
     start = parse_since(since, now)
-    encoder = make_encoder(point, Embedder())
+    schema = make_encoder(point, Embedder()).schema
     try:
         with connect(settings.postgres_dsn()) as connection:
             create_tables(connection)
@@ -164,7 +165,7 @@ def from_ledger(
                 point.name,
                 point.records(),
                 arm_names(point),
-                encoder.schema_id,
+                Translations(schema, known_schemas(connection, point.name).values()),
                 start,
                 now,
                 on_step=lambda done, total: on_step(done, total, "read the ledger"),
@@ -184,7 +185,7 @@ def from_ledger(
         notes.append(f"Of {found.logged} decisions, the newest {read} were read.")
     objective = _objective(point, weights)
     name = f"ledger of {point.name}, {span}"
-    return Source(name, found.decisions, objective, point, encoder, tuple(notes))
+    return Source(name, found.decisions, objective, point, schema, tuple(notes))
 
 
 def parse_since(text: str, now: datetime) -> datetime:

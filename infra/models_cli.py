@@ -213,6 +213,27 @@ def rollback(
 
 
 @models.command()
+def archive(
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="A variant (2.0), or a version of it (2.0.3).")
+    ],
+    decision_point: Point = None,
+    as_json: Json = False,
+) -> None:
+    """Say that a variant is not to serve any more: its features may be taken away then."""
+    with errors_shown(as_json):
+        from infra.home import find_settings
+        from infra.rollouts import archive_variant
+
+        settings = find_settings()[0]
+        point = chosen_point(settings, decision_point)
+        variant = archive_variant(settings, point, version)
+        on_stderr().print(f"variant {variant} of {point} is archived")
+        if as_json:
+            print_json({"archived": variant})
+
+
+@models.command()
 def audit(
     limit: Annotated[int, typer.Option(min=1, help="How many, the newest.")] = 20,
     decision_point: Point = None,

@@ -15,6 +15,7 @@ import psycopg
 import redis
 
 from infra.addresses import http_url, with_driver, without_password
+from infra.feature_check import announce_features
 from infra.home import Home
 from infra.ports import Port
 from infra.processes import PART_MARK
@@ -121,6 +122,7 @@ def _postgres(settings: Settings, home: Home) -> Part:
     def prepare() -> None:
         for name in _DATABASES:
             create_database(url if settings.postgres_url is None else settings.postgres_url, name)
+        announce_features(settings)
 
     own = settings.postgres_url is not None
     return Part(

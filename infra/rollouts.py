@@ -27,6 +27,7 @@ from serving.promotion import Promotion
 from serving.reward_writer import connect
 
 __all__ = [
+    "archive_variant",
     "create_variant",
     "promote_variant",
     "read_trail",
@@ -49,6 +50,7 @@ def create_variant(
         If the policy or a hyper-parameter is wrong.
     """
     from feature_repo.embedding import Embedder
+    from serving.feature_schemas import policy_schema
     from serving.live_point import make_encoder
 
     values: dict[str, Any] = {"name": policy}
@@ -65,7 +67,8 @@ def create_variant(
         raise InvalidInput(field, first["input"], first["msg"]) from None
     of_point = settings.decision_point(point)
     promotion = Promotion(settings, of_point)
-    variant = promotion.add_variant(made, make_encoder(of_point, Embedder()).schema_id)
+    schema = policy_schema(of_point, make_encoder(of_point, Embedder()).schema)
+    variant = promotion.add_variant(made, schema)
     plan = promotion.shadow(variant) if shadow else promotion.plan()
     return variant, msgspec.to_builtins(plan)
 
@@ -92,7 +95,7 @@ def promote_variant(
     if now:
         reason = f"Variant {variant} was made the champion by command, without a canary."
         return _plain(promotion.replace(PolicyRef(variant), None, reason)), reason
-    found = _gate(settings, point, variant, known[variant], on_step)
+    found = _gate(promotion, settings, variant, known[variant], on_step)
     if force and not found.allowed:
         found = Gate(True, f"Forced by command. {found.reason}", found.evidence)
     plan = promotion.canary(variant, found)
@@ -121,6 +124,21 @@ def roll_back(settings: Settings, point: str, version: str | None) -> dict[str, 
     ref = PolicyRef(found.variant, stored.position)
     reason = f"rolled back by command to version {found.semantic_version}, which learns no more"
     return _plain(promotion.replace(ref, stored.state, reason))
+
+
+def archive_variant(settings: Settings, point: str, version: str) -> str:
+    """Say that a variant is not to serve any more; gives its name.
+
+    A version of three numbers stands for its variant.
+
+    Raises
+    ------
+    InvalidInput
+        If it serves now, or there is no such variant.
+    """
+    variant = ".".join(version.split(".")[:2])
+    Promotion(settings, settings.decision_point(point)).archive(variant)
+    return variant
 
 
 def read_trail(settings: Settings, point: str, limit: int) -> list[dict[str, Any]]:
@@ -160,22 +178,32 @@ def show_plan(console: Console, plan: dict[str, Any]) -> None:
 
 
 def _gate(
-    settings: Settings, point: str, variant: str, policy: PolicySettings, on_step: OnStep
+    promotion: Promotion,
+    settings: Settings,
+    variant: str,
+    policy: PolicySettings,
+    on_step: OnStep,
 ) -> Gate:
     """The off-policy check on the last week's log."""
     from infra.evaluations import judge
     from infra.logged_sources import find_source
 
-    of_point = settings.decision_point(point)
+    of_point = promotion.point
     try:
         source = find_source(
-            lambda: settings, datetime.now(UTC), decision_point=point, since=_SINCE, on_step=on_step
+            lambda: settings,
+            datetime.now(UTC),
+            decision_point=of_point.name,
+            since=_SINCE,
+            on_step=on_step,
         )
     except InvalidInput as error:
         if error.field != "since":
             raise
         return gate(None, of_point.guardrails)  # nothing was decided in that time
-    return gate(judge(policy, source, f"variant {variant}", on_step), of_point.guardrails)
+    schema = promotion.schemas().get(variant)
+    found = judge(policy, source, f"variant {variant}", on_step, schema)
+    return gate(found, of_point.guardrails)
 
 
 def _plain(plan: RoutingPlan) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import psutil
 from infra.parts import Part
 from infra.processes import sweep
 from infra.state import PartState, StackState, StateFile
-from optimizer.errors import PartFailed
+from optimizer.errors import InvalidInput, PartFailed
 
 __all__ = ["Supervisor"]
 
@@ -127,6 +127,8 @@ class Supervisor:
         ------
         PartFailed
             If an essential part can't be brought up; everything is stopped then, too.
+        InvalidInput
+            If what is prepared refuses the settings; everything is stopped then, too.
         """
         try:
             while not self._stop.is_set():
@@ -173,6 +175,8 @@ class Supervisor:
             return
         error = child.check.exception()
         child.check, child.checked_s = None, now_s
+        if isinstance(error, InvalidInput):  # to try again would not help
+            raise error
         if error is None:
             child.ready, child.complained = True, False
             after_s = now_s - self._began_s

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from optimizer.errors import InvalidInput
+from optimizer.feature_schema import FeatureSchema
 from optimizer.records import Matrix, Vector
 from optimizer.transformations import hashed
 
@@ -114,9 +114,9 @@ class FeatureEncoder:
         )
         """For each feature whether it is the constant, a category (a task) or a detail, as an index
         of `optimizer.policies.linear.GROUPS`."""
-        digest = hashlib.blake2b("\n".join(self.names).encode(), digest_size=4)
-        self.schema_id = int.from_bytes(digest.digest(), "big")
-        """Names this layout of columns; a token made with another layout is not learned from."""
+        self.schema = FeatureSchema(self.names, self.groups)
+        self.schema_id = self.schema.schema_id
+        """Names this layout of columns; `optimizer.feature_schema` reads tokens of others in it."""
 
     def encode(self, context: RequestContext, embedding: Vector | None, now_s: float) -> Vector:
         """`encode_many` of one request: shape (size,), the embedding of shape (embedding_size,)."""

@@ -98,6 +98,12 @@ class DecisionPoint(_Strict):
     tasks: tuple[str, ...] = Field(
         (), max_length=200, description="known values of `context.task`; others share one feature"
     )
+    retired_features: tuple[str, ...] = Field(
+        (),
+        max_length=1000,
+        description="features (`task=math`, `embedding_*`) that new policy versions do without; "
+        "they are still computed for older ones, until they are taken out of the settings",
+    )
     weights: Weights = Field(Weights(), description="weights of the reward's parts")
     cost_cap_usd: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="cost at which a request earns nothing for it"

@@ -23,10 +23,12 @@ from feature_repo.aggregates import ArmStatistics
 from feature_repo.embedding import Embedder
 from feature_repo.ranges import clipped_outcome
 from feature_repo.windows import ArmWindows
-from optimizer.errors import InvalidToken, Unavailable
+from optimizer.errors import InvalidInput, InvalidToken, Unavailable
+from optimizer.feature_schema import FeatureSchema, Translations
 from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.settings import DecisionPoint, Settings
 from serving import ledger, plans, variants
+from serving.feature_schemas import known_schemas, policy_schema
 from serving.live_point import make_encoder
 from serving.policy_line import Checkpoint, PolicyLine, snapshot_of
 from serving.reward_writer import connect
@@ -38,6 +40,7 @@ __all__ = ["STATISTICS_SPAN_S", "Learner", "NewVersion"]
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 1.0
+_REFUSED_S = 10.0
 _WINDOWS_EVERY_S = 10.0
 _WINDOWS_AT_ONCE = 500
 STATISTICS_SPAN_S = 3900.0
@@ -46,8 +49,9 @@ decisions that no window covers."""
 _ANNOUNCE_S = 10.0
 """An unchanged plan is announced again, for a Valkey that came back without its data."""
 
-NewVersion = Callable[[DecisionPoint, str, bytes, int, str | None], None]
-"""Takes settings, variant, state, ledger position, and the alias that the version is to have."""
+NewVersion = Callable[[DecisionPoint, str, bytes, int, str | None, FeatureSchema], None]
+"""Takes settings, variant, state, ledger position, the alias that the version is to have, and the
+features that it looks at."""
 
 
 class Learner:
@@ -89,13 +93,13 @@ class Learner:
         settings: Settings,
         point: DecisionPoint,
         embedder: Embedder,
-        on_version: NewVersion = lambda point, variant, state, at, alias: None,
+        on_version: NewVersion = lambda point, variant, state, at, alias, schema: None,
         restore: Callable[[str, str], Checkpoint | None] = lambda name, lineage: None,
         on_plan: Callable[[RoutingPlan, str], None] = lambda plan, reason: None,
     ) -> None:
         self._settings = settings
         self._point = point
-        self._encoder = make_encoder(point, embedder)
+        self._computed = make_encoder(point, embedder).schema
         self._on_version = on_version
         self._restore = restore
         self._snapshots = SnapshotStore(settings.valkey_address)
@@ -139,6 +143,9 @@ class Learner:
             except psycopg.Error as error:
                 _LOG.warning("%s: PostgreSQL is away: %s", self._point.name, error)
                 self._stop.wait(_RETRY_S)
+            except InvalidInput as error:
+                _LOG.error("%s: nothing is learned: %s", self._point.name, error)
+                self._stop.wait(_REFUSED_S)
 
     def _wait_for_turn(self, connection: psycopg.Connection[Any]) -> None:
         """Hold the decision point's lock for as long as the connection lives: one writer only."""
@@ -157,7 +164,7 @@ class Learner:
         return line.skipped if line else Counter()
 
     def _load(self, connection: psycopg.Connection[Any]) -> None:
-        plans.ensure(connection, self._point, self._encoder.schema_id, time.time())
+        plans.ensure(connection, self._point, self._computed, time.time())
         self._lines = {}
         self._plan = RoutingPlan(self._point.name, 0, PolicyRef(""))
         self._adopt(connection)
@@ -173,12 +180,17 @@ class Learner:
         changed = plan.epoch != self._plan.epoch
         if not changed and now - self._announced_at < _ANNOUNCE_S:
             return
+        known = known_schemas(connection, self._point.name).values()
+        for line in self._lines.values():
+            line.layouts.know(known)
         if changed:
+            wanted = policy_schema(self._point, self._computed)
+            schemas = variants.variant_schemas(connection, self._point.name)
             names = {ref.variant for ref in plan.refs()}
             self._lines = {name: line for name, line in self._lines.items() if name in names}
             for name in names - self._lines.keys():
                 point = variants.variant_point(connection, self._point, name)
-                line = PolicyLine(point, name, self._encoder)
+                line = PolicyLine(point, name, Translations(schemas.get(name, wanted), known))
                 line.load(connection, self._restore)
                 self._lines[name] = line
             self._watch.follow(plan)
@@ -200,7 +212,8 @@ class Learner:
             _LOG.error("%s: the state of %s is not there", self._point.name, ref)
             return
         line = self._lines[ref.variant]
-        self._snapshots.publish(snapshot_of(line.point, ref, line.policy_of(state), ref.pinned))
+        policy = line.policy_of(state)
+        self._snapshots.publish(snapshot_of(line.point, ref, policy, ref.pinned, line.schema))
 
     def _rebuild_statistics(self, connection: psycopg.Connection[Any]) -> None:
         """Fold what was lately learned once more: statistics and windows survive a restart."""
@@ -276,7 +289,8 @@ class Learner:
         }
         live = PolicyRef(line.variant)
         alias = next((name for name, ref in aliases.items() if ref == live), None)
-        self._on_version(line.point, line.variant, line.policy.to_bytes(), line.position, alias)
+        state = line.policy.to_bytes()
+        self._on_version(line.point, line.variant, state, line.position, alias, line.schema)
 
     def _count(self, rows: Sequence[ledger.LedgerRow]) -> None:
         models = {arm.id: arm.model for arm in self._point.records()}

@@ -17,6 +17,7 @@ import psycopg
 from feature_repo.embedding import Embedder
 from feature_repo.report import ReportBoard
 from optimizer.errors import Unavailable
+from optimizer.feature_schema import FeatureSchema
 from optimizer.rollout import RoutingPlan
 from optimizer.settings import DecisionPoint, Settings
 from registry.description import PolicyDescription
@@ -24,7 +25,6 @@ from registry.plan_aliases import align_aliases, record_step
 from registry.versions import PolicyRegistry
 from serving import experiments
 from serving.learner import Learner
-from serving.live_point import make_encoder
 from serving.policy_line import Checkpoint
 from serving.reward_writer import connect
 
@@ -41,8 +41,8 @@ _REGISTRY_RETRY_S = 5.0
 _TEND_EVERY_S = 5.0
 _CLOSE_S = 1.0
 
-_Version = tuple[DecisionPoint, str, bytes, int, str | None]
-"""Settings, variant, state, ledger position, alias."""
+_Version = tuple[DecisionPoint, str, bytes, int, str | None, FeatureSchema]
+"""Settings, variant, state, ledger position, alias, features."""
 
 
 class Learning:
@@ -97,9 +97,15 @@ class Learning:
             thread.join(timeout=_CLOSE_S)
 
     def _offer_version(
-        self, point: DecisionPoint, variant: str, state: bytes, position: int, alias: str | None
+        self,
+        point: DecisionPoint,
+        variant: str,
+        state: bytes,
+        position: int,
+        alias: str | None,
+        schema: FeatureSchema,
     ) -> None:
-        self._versions.put((point, variant, state, position, alias))
+        self._versions.put((point, variant, state, position, alias, schema))
 
     def _take_plan(self, plan: RoutingPlan, reason: str) -> None:
         if reason:  # of the challenger that `plan` still has
@@ -158,11 +164,10 @@ class Learning:
             _LOG.exception("aliases could not be moved")
 
     def _register(self, registry: PolicyRegistry, version: _Version) -> None:
-        point, variant, state, position, alias = version
+        point, variant, state, position, alias, schema = version
         learner = self._learners[point.name]
         with learner.statistics_lock:
             recent = learner.statistics.values(time.time())
-        encoder = make_encoder(point, self._embedder)
         metrics = {"learned": float(position)}
         for model, features in recent.items():
             for name in ("quality", "cost_usd", "latency_s", "count"):
@@ -172,9 +177,9 @@ class Learning:
         registry.publish(
             PolicyDescription(
                 decision_point=point,
-                feature_names=encoder.names,
-                feature_groups=encoder.groups,
-                schema_id=encoder.schema_id,
+                feature_names=schema.names,
+                feature_groups=schema.groups,
+                schema_id=schema.schema_id,
             ),
             state,
             position=position,

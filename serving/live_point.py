@@ -266,7 +266,9 @@ class LivePoint:
         if assigned.variant is None:  # the champion divides the requests
             if routes.champion is None:
                 return False
-            odds = routes.champion.policy.probabilities(features[row], among)[list(among)]
+            odds = routes.champion.policy.probabilities(routes.champion.seen(features[row]), among)[
+                list(among)
+            ]
             (place_among,), (propensity,) = draw_many(with_floor(odds)[None], [uniform])
             arm = among[place_among]
         else:
@@ -287,7 +289,8 @@ class LivePoint:
         number = len(uniform)
         if serving is not None:
             try:
-                arms, propensities = self._by_policy(serving.policy, features, uniform, allowed)
+                seen = serving.seen(features)
+                arms, propensities = self._by_policy(serving.policy, seen, uniform, allowed)
                 return [role] * number, arms, propensities, [serving.version] * number
             except Exception:
                 _LOG.exception("%s: the policy raised, the static rule decides", self.point.name)

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 
 from optimizer.errors import InvalidToken
+from optimizer.feature_schema import Translations
 from optimizer.features import unpack
 from optimizer.offpolicy.logged import LoggedDecisions, LoggedRow
 from optimizer.records import Arm, Outcome
@@ -52,7 +53,8 @@ class LiveLog:
         Decisions in the span of time, also those that were not read.
     skipped
         Read but of no use, by reason: ``fallback`` (not drawn at random), ``arm`` (no longer
-        configured), ``schema`` (another layout of features), ``token`` (of another version).
+        configured), ``schema`` (a layout of features that is not known), ``token`` (of another
+        version).
     """
 
     decisions: LoggedDecisions | None
@@ -65,7 +67,7 @@ def read_log(
     decision_point: str,
     arms: Sequence[Arm],
     arm_names: Sequence[str],
-    schema_id: int,
+    layouts: Translations,
     start: datetime,
     end: datetime,
     *,
@@ -80,8 +82,8 @@ def read_log(
         To the ledger's database.
     arms, arm_names
         Of the decision point, in the same order.
-    schema_id
-        Of the layout of features that is in use.
+    layouts
+        Reads decisions of every known layout in the one that is asked for.
     start, end
         With time zone; the end is not included.
     limit
@@ -107,13 +109,13 @@ def read_log(
             except InvalidToken:
                 skipped["token"] += 1
                 continue
-            reason = _reason(decision, index, schema_id)
+            reason = _reason(decision, index, layouts)
             if reason is not None:
                 skipped[reason] += 1
                 continue
             rows.append(
                 LoggedRow(
-                    unpack(decision.features),
+                    layouts.read(decision.schema_id, unpack(decision.features)),
                     index[decision.arm_id],
                     decision.propensity,
                     decision.decided_at,
@@ -140,10 +142,10 @@ def learned_until(
     return row[0] if row else None
 
 
-def _reason(decision: Decision, index: dict[bytes, int], schema_id: int) -> str | None:
+def _reason(decision: Decision, index: dict[bytes, int], layouts: Translations) -> str | None:
     """Why a decision is of no use, or None."""
     if decision.role == FALLBACK:
         return "fallback"
     if decision.arm_id not in index:
         return "arm"
-    return None if decision.schema_id == schema_id else "schema"
+    return None if decision.schema_id in layouts else "schema"

@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 
 from optimizer.errors import IncompatibleState, InvalidToken, Unavailable
-from optimizer.features import FeatureEncoder, unpack
+from optimizer.feature_schema import FeatureSchema, Translations
+from optimizer.features import unpack
 from optimizer.policies import Policy
 from optimizer.records import Observation
 from optimizer.rollout import PolicyRef
@@ -33,12 +34,16 @@ Checkpoint = tuple[int, bytes]
 
 
 def fold(
-    policy: Policy, schema_id: int, rows: Sequence[ledger.LedgerRow], skipped: Counter[str]
+    policy: Policy,
+    layouts: Translations,
+    rows: Sequence[ledger.LedgerRow],
+    skipped: Counter[str],
 ) -> None:
     """Teach ``policy`` the rows, in their order.
 
-    Decisions of the static rule, of arms that are gone, and of another feature layout do not teach;
-    they are counted in ``skipped`` by their reason.
+    Decisions with another feature layout teach what is the same in the policy's. Decisions of the
+    static rule, of arms that are gone, and of a layout that nobody knows do not teach; they are
+    counted in ``skipped`` by their reason.
     """
     index = {arm_id: position for position, arm_id in enumerate(policy.known_ids)}
     observations = []
@@ -52,13 +57,13 @@ def fold(
             skipped["fallback"] += 1
         elif decision.arm_id not in index:
             skipped["arm"] += 1
-        elif decision.schema_id != schema_id:
+        elif decision.schema_id not in layouts:
             skipped["schema"] += 1
         else:
             observations.append(
                 Observation(
                     index[decision.arm_id],
-                    unpack(decision.features),
+                    layouts.read(decision.schema_id, unpack(decision.features)),
                     row.before,
                     row.after,
                     decision.policy_version,
@@ -68,7 +73,13 @@ def fold(
     policy.learn(observations)
 
 
-def snapshot_of(point: DecisionPoint, ref: PolicyRef, policy: Policy, position: int) -> Snapshot:
+def snapshot_of(
+    point: DecisionPoint,
+    ref: PolicyRef,
+    policy: Policy,
+    position: int,
+    schema: FeatureSchema | None = None,
+) -> Snapshot:
     """What replicas are sent."""
     return Snapshot(
         point.name,
@@ -79,6 +90,7 @@ def snapshot_of(point: DecisionPoint, ref: PolicyRef, policy: Policy, position: 
         time.time(),
         ref,
         point.policy.model_dump_json(),
+        schema,
     )
 
 
@@ -91,8 +103,8 @@ class PolicyLine:
         Settings of the decision point, with the policy of this variant.
     variant
         Its name.
-    encoder
-        The feature layout.
+    layouts
+        Reads decisions of every known layout in that of this variant.
 
     Attributes
     ----------
@@ -102,17 +114,21 @@ class PolicyLine:
         Whether it has been at the ledger's end since it was loaded.
     """
 
-    def __init__(self, point: DecisionPoint, variant: str, encoder: FeatureEncoder) -> None:
+    def __init__(self, point: DecisionPoint, variant: str, layouts: Translations) -> None:
         self.point = point
         self.variant = variant
-        self.policy = make_point_policy(point, encoder)
+        self.layouts = layouts
+        self.policy = make_point_policy(point, self.schema)
         self.position = 0
         self.caught_up = False
         self.skipped: Counter[str] = Counter()
-        self._schema_id = encoder.schema_id
-        self._encoder = encoder
         self._published = self._checkpointed = self._versioned = -1
         self._published_at = self._checkpoint_at = self._version_at = 0.0
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """The features that it looks at."""
+        return self.layouts.target
 
     def load(
         self,
@@ -141,7 +157,7 @@ class PolicyLine:
                 position = found[0]
             except IncompatibleState as error:
                 _LOG.warning("%s: learning anew: %s", name, error)
-                policy = make_point_policy(self.point, self._encoder)
+                policy = make_point_policy(self.point, self.schema)
         self.policy, self.position = policy, position
         self._checkpointed = self._versioned = position if position else -1
         self._published = -1
@@ -149,14 +165,14 @@ class PolicyLine:
 
     def policy_of(self, state: bytes) -> Policy:
         """A policy of this variant with another state."""
-        policy = make_point_policy(self.point, self._encoder)
+        policy = make_point_policy(self.point, self.schema)
         policy.from_bytes(state)
         return policy
 
     def learn(self, rows: Sequence[ledger.LedgerRow]) -> None:
         """Fold the rows that follow its position."""
         if rows:
-            fold(self.policy, self._schema_id, rows, self.skipped)
+            fold(self.policy, self.layouts, rows, self.skipped)
             self.position = rows[-1].position
 
     def publish(self, store: SnapshotStore) -> None:
@@ -164,7 +180,8 @@ class PolicyLine:
         now = time.monotonic()
         if self._published == self.position and now - self._published_at < _REPUBLISH_S:
             return
-        snapshot = snapshot_of(self.point, PolicyRef(self.variant), self.policy, self.position)
+        ref = PolicyRef(self.variant)
+        snapshot = snapshot_of(self.point, ref, self.policy, self.position, self.schema)
         try:
             store.publish(snapshot)
         except Unavailable as error:

@@ -16,11 +16,13 @@ import msgspec
 import psycopg
 
 from optimizer.errors import InvalidInput, Unavailable, UnknownName
+from optimizer.feature_schema import FeatureSchema
 from optimizer.policies.names import PolicySettings
 from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.rollout.canary import Gate, start
 from optimizer.settings import DecisionPoint, Settings
 from serving import audit, ledger, plans, variants
+from serving.feature_use import ROLLBACK, champion_before
 from serving.reward_writer import connect
 from serving.snapshots import SnapshotStore
 
@@ -28,8 +30,6 @@ __all__ = ["Promotion"]
 
 _LOG = logging.getLogger(__name__)
 _ACTOR = "command"
-_ROLLBACK = "policy.rollback"
-_TRAIL = 1000
 
 
 class Promotion:
@@ -57,12 +57,17 @@ class Promotion:
         with self._connected() as connection:
             return variants.variants(connection, self.point.name)
 
-    def add_variant(self, policy: PolicySettings, schema_id: int) -> str:
+    def schemas(self) -> dict[str, FeatureSchema]:
+        """The features that each variant looks at."""
+        with self._connected() as connection:
+            return variants.variant_schemas(connection, self.point.name)
+
+    def add_variant(self, policy: PolicySettings, schema: FeatureSchema) -> str:
         """Name a configuration for that feature layout; it serves nobody yet."""
         with self._connected() as connection:
             plans.current(connection, self.point.name)
             point = self.point.model_copy(update={"policy": policy})
-            return variants.add_variant(connection, point, schema_id)
+            return variants.add_variant(connection, point, schema)
 
     def shadow(self, variant: str | None) -> RoutingPlan:
         """Let a variant decide and be logged without serving; None ends that.
@@ -154,7 +159,8 @@ class Promotion:
             If no canary runs and there never was another champion.
         """
         with self._connected() as connection:
-            before = self._champion_before(connection)
+            plan = plans.current(connection, self.point.name)
+            before = champion_before(connection, self.point.name, plan)
 
             def update(plan: RoutingPlan) -> RoutingPlan:
                 if plan.challenger is not None:
@@ -169,22 +175,31 @@ class Promotion:
                 return _with_champion(plan, before)
 
             reason = "rolled back by command"
-            return self._change(connection, update, _ROLLBACK, reason, {})
+            return self._change(connection, update, ROLLBACK, reason, {})
 
-    def _champion_before(self, connection: psycopg.Connection[Any]) -> PolicyRef | None:
-        """Whom the present champion replaced; changes that were rolled back don't count."""
-        undone = 0
-        for entry in audit.trail(connection, self.point.name, _TRAIL):
-            before, after = entry.evidence.get("plan_before"), entry.evidence.get("plan")
-            if before is None or after is None or before["champion"] == after["champion"]:
-                continue
-            if entry.action == _ROLLBACK:
-                undone += 1
-            elif undone:
-                undone -= 1
-            else:
-                return msgspec.convert(before["champion"], PolicyRef)
-        return None
+    def archive(self, variant: str) -> None:
+        """Say that a variant is not to serve any more: no rollback brings it back.
+
+        It comes out of the archive when it is made again.
+
+        Raises
+        ------
+        InvalidInput
+            If it serves now.
+        UnknownName
+            If there is no such variant.
+        """
+        name = self.point.name
+        with self._connected() as connection, connection.transaction():
+            self._known(connection, PolicyRef(variant))
+            plan = plans.current(connection, name)
+            if variant in {ref.variant for ref in plan.refs()}:
+                raise InvalidInput(
+                    "version", variant, "one that does not serve; promote another version first"
+                )
+            variants.archive(connection, name, variant)
+            reason = f"variant {variant} was archived by command"
+            audit.record(connection, name, _ACTOR, "policy.archive", reason, {"variant": variant})
 
     def _known(self, connection: psycopg.Connection[Any], ref: PolicyRef | None) -> None:
         known = variants.variants(connection, self.point.name)

@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 from optimizer.errors import IncompatibleState
 from optimizer.experiments.assignment import Assigner
+from optimizer.feature_schema import FeatureSchema, Translation
 from optimizer.features import FeatureEncoder
 from optimizer.policies import Policy, make_policy
+from optimizer.records import Matrix
 from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.settings import DecisionPoint
+from serving.feature_schemas import policy_schema
 from serving.snapshots import FIRST, Snapshot
 
 __all__ = ["Routes", "Serving", "Shelf", "make_point_policy", "place"]
@@ -26,10 +29,23 @@ _HASH_RANGE = float(2**64)
 
 
 class Serving(NamedTuple):
-    """A policy that serves, and its version: the ledger position up to which it has learned."""
+    """A policy that serves.
+
+    Attributes
+    ----------
+    version
+        The ledger position up to which it has learned.
+    translation
+        From the features of now to those it looks at; None where they are the same.
+    """
 
     policy: Policy
     version: int
+    translation: Translation | None = None
+
+    def seen(self, features: Matrix) -> Matrix:
+        """The features as it looks at them, shape (size,) or (n, size)."""
+        return features if self.translation is None else self.translation(features)
 
 
 class Routes(NamedTuple):
@@ -78,7 +94,8 @@ class Shelf:
 
     def __init__(self, point: DecisionPoint, encoder: FeatureEncoder) -> None:
         self._point = point
-        self._encoder = encoder
+        self._computed = encoder.schema
+        self._schema = policy_schema(point, encoder.schema)
         self._known: dict[PolicyRef, tuple[Snapshot, Serving]] = {}
         self._plan = self._nothing = RoutingPlan(point.name, 0, FIRST)
         self.routes = Routes(self._plan)
@@ -92,7 +109,17 @@ class Shelf:
             return False
         settings = snapshot.settings()
         point = self._point.model_copy(update={"policy": settings} if settings else {})
-        policy = make_point_policy(point, self._encoder)
+        schema = snapshot.schema or self._schema
+        if unknown := self._computed.missing(schema.names):
+            _LOG.error(
+                "%s: snapshot of variant %s is left alone, it uses features that are not computed "
+                "here: %s",
+                self._point.name,
+                snapshot.ref.variant,
+                ", ".join(unknown),
+            )
+            return False
+        policy = make_point_policy(point, schema)
         if snapshot.lineage != policy.lineage:
             _LOG.info("%s: snapshot of other settings is left alone", self._point.name)
             return False
@@ -101,7 +128,9 @@ class Shelf:
         except IncompatibleState as error:
             _LOG.error("%s: snapshot refused: %s", self._point.name, error)
             return False
-        self._known[snapshot.ref] = snapshot, Serving(policy, snapshot.position)
+        same = schema.names == self._computed.names
+        translation = None if same else Translation(self._computed, schema)
+        self._known[snapshot.ref] = snapshot, Serving(policy, snapshot.position, translation)
         self._arrange()
         return True
 
@@ -150,16 +179,16 @@ class Shelf:
         return known[1] if known else None
 
 
-def make_point_policy(point: DecisionPoint, encoder: FeatureEncoder) -> Policy:
+def make_point_policy(point: DecisionPoint, schema: FeatureSchema | FeatureEncoder) -> Policy:
     """A policy of the decision point that has learned nothing yet."""
     return make_policy(
         point.policy,
         point.records(),
-        encoder.size,
+        schema.size,
         point.objective(),
         static_arm=point.static_index,
-        schema_id=encoder.schema_id,
-        groups=encoder.groups,
+        schema_id=schema.schema_id,
+        groups=schema.groups,
     )
 
 

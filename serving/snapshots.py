@@ -16,6 +16,7 @@ import msgspec
 import redis
 
 from optimizer.errors import Unavailable
+from optimizer.feature_schema import FeatureSchema
 from optimizer.policies.names import PolicySettings
 from optimizer.rollout import PolicyRef, RoutingPlan
 
@@ -43,6 +44,8 @@ class Snapshot(msgspec.Struct, frozen=True):
         Which policy of the decision point.
     policy
         Its settings as JSON; those of the decision point if empty.
+    schema
+        The features that it looks at; those of the decision point if None.
     """
 
     decision_point: str
@@ -53,6 +56,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     published_at: float
     ref: PolicyRef = FIRST
     policy: str = ""
+    schema: FeatureSchema | None = None
 
     def settings(self) -> PolicySettings | None:
         """The settings that it carries."""

@@ -12,12 +12,23 @@ import msgspec
 import psycopg
 
 from optimizer.errors import InvalidInput, UnknownName
+from optimizer.feature_schema import FeatureSchema
 from optimizer.policies.names import PolicySettings
 from optimizer.rollout import PolicyRef
 from optimizer.rollout.versioning import Configuration, Variant, configuration, next_version
 from optimizer.settings import DecisionPoint
+from serving.feature_schemas import known_schemas, store_schema
 
-__all__ = ["add_variant", "pin_state", "pinned_state", "variant_point", "variants"]
+__all__ = [
+    "add_variant",
+    "archive",
+    "archived",
+    "pin_state",
+    "pinned_state",
+    "variant_point",
+    "variant_schemas",
+    "variants",
+]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS policy_variants (
@@ -35,6 +46,8 @@ CREATE TABLE IF NOT EXISTS pinned_states (
     state bytea NOT NULL,
     PRIMARY KEY (decision_point, variant, position)
 );
+ALTER TABLE policy_variants ADD COLUMN IF NOT EXISTS schema_id bigint;
+ALTER TABLE policy_variants ADD COLUMN IF NOT EXISTS archived_at timestamptz;
 """
 _LOCK = 0x6C6C6D766172
 
@@ -50,18 +63,23 @@ def variants(connection: psycopg.Connection[Any], decision_point: str) -> dict[s
     return {variant: PolicySettings.model_validate(policy) for variant, policy in rows}
 
 
-def add_variant(connection: psycopg.Connection[Any], point: DecisionPoint, schema_id: int) -> str:
+def add_variant(
+    connection: psycopg.Connection[Any], point: DecisionPoint, schema: FeatureSchema
+) -> str:
     """Name a configuration, "major.minor", as `optimizer.rollout.versioning` says.
+
+    One that was archived is taken out of the archive.
 
     Parameters
     ----------
     point
         The decision point with the policy.
-    schema_id
-        Of the feature layout.
+    schema
+        The feature layout.
     """
     _create_tables(connection)
-    new = configuration(point, schema_id)
+    store_schema(connection, point.name, schema)
+    new = configuration(point, schema.schema_id)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         rows = connection.execute(
@@ -74,16 +92,51 @@ def add_variant(connection: psycopg.Connection[Any], point: DecisionPoint, schem
             known.append(Variant(major, minor, 0, msgspec.convert(content, Configuration)))
         variant = next_version(known, new).variant.name
         connection.execute(
-            "INSERT INTO policy_variants (decision_point, variant, policy, configuration) "
-            "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            "INSERT INTO policy_variants "
+            "(decision_point, variant, policy, configuration, schema_id) "
+            "VALUES (%s, %s, %s, %s, %s) ON CONFLICT (decision_point, variant) "
+            "DO UPDATE SET schema_id = excluded.schema_id, archived_at = NULL",
             (
                 point.name,
                 variant,
                 point.policy.model_dump_json(),
                 msgspec.json.encode(new).decode(),
+                schema.schema_id,
             ),
         )
     return variant
+
+
+def variant_schemas(
+    connection: psycopg.Connection[Any], decision_point: str
+) -> dict[str, FeatureSchema]:
+    """The feature layout of each variant, apart from those made before layouts were stored."""
+    _create_tables(connection)
+    known = known_schemas(connection, decision_point)
+    rows = connection.execute(
+        "SELECT variant, schema_id FROM policy_variants WHERE decision_point = %s",
+        (decision_point,),
+    ).fetchall()
+    return {variant: known[number] for variant, number in rows if number in known}
+
+
+def archive(connection: psycopg.Connection[Any], decision_point: str, variant: str) -> None:
+    """Say that a variant is not to serve any more; its versions stay readable."""
+    _create_tables(connection)
+    connection.execute(
+        "UPDATE policy_variants SET archived_at = now() WHERE decision_point = %s AND variant = %s",
+        (decision_point, variant),
+    )
+
+
+def archived(connection: psycopg.Connection[Any], decision_point: str) -> set[str]:
+    """The variants that are archived."""
+    _create_tables(connection)
+    rows = connection.execute(
+        "SELECT variant FROM policy_variants WHERE decision_point = %s AND archived_at IS NOT NULL",
+        (decision_point,),
+    ).fetchall()
+    return {variant for (variant,) in rows}
 
 
 def variant_point(
@@ -135,8 +188,11 @@ def pinned_state(
 
 
 def _create_tables(connection: psycopg.Connection[Any]) -> None:
-    row = connection.execute("SELECT to_regclass('pinned_states')").fetchone()
-    if row is not None and row[0] is not None:
+    row = connection.execute(  # the column that came last: all is there
+        "SELECT FROM pg_attribute WHERE attrelid = to_regclass('policy_variants') "
+        "AND attname = 'archived_at'"
+    ).fetchone()
+    if row is not None:
         return
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))

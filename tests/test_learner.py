@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from feature_repo.embedding import Embedder
+from optimizer.feature_schema import Translations
 from optimizer.features import pack
 from optimizer.records import Outcome
 from optimizer.settings import Settings
@@ -106,7 +107,8 @@ def rebuilt(platform: Settings) -> tuple[bytes, Counter[str]]:
     policy = make_point_policy(point, encoder)
     skipped: Counter[str] = Counter()
     with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
-        fold(policy, encoder.schema_id, ledger.read(connection, "chat", 0, 10_000), skipped)
+        rows = ledger.read(connection, "chat", 0, 10_000)
+        fold(policy, Translations(encoder.schema), rows, skipped)
     return policy.to_bytes(), skipped
 
 

@@ -20,6 +20,7 @@ from infra.cli import main
 from infra.evaluations import EvaluationRequest, run_evaluation
 from infra.pareto_cli import ParetoRequest, run_pareto
 from optimizer.errors import IncompatibleState, InvalidInput, Unavailable, UnknownName
+from optimizer.feature_schema import Translations
 from optimizer.features import pack
 from optimizer.records import Outcome
 from optimizer.settings import Settings
@@ -95,8 +96,8 @@ def test_the_reader_joins_decisions_with_what_is_known_last(live: Settings) -> N
     start = now - timedelta(hours=1)
     traffic(live, 400, start)
     point = live.decision_points[0]
-    schema_id = make_encoder(point, EMBEDDER).schema_id
-    asked = ("chat", point.records(), ("small", "large"), schema_id, start)
+    layouts = Translations(make_encoder(point, EMBEDDER).schema)
+    asked = ("chat", point.records(), ("small", "large"), layouts, start)
     steps: list[tuple[int, int]] = []
     with psycopg.connect(live.postgres_dsn(), autocommit=True) as connection:
         first = ledger.read(connection, "chat", 0, 1)[0]
@@ -208,7 +209,7 @@ def test_the_champion_is_judged_on_what_it_has_not_seen(
     policy = make_point_policy(point, encoder)
     with psycopg.connect(live.postgres_dsn(), autocommit=True) as connection:
         rows = ledger.read(connection, "chat", 0, 10_000)
-        fold(policy, encoder.schema_id, rows, Counter())
+        fold(policy, Translations(encoder.schema), rows, Counter())
     description = PolicyDescription(
         decision_point=point,
         feature_names=encoder.names,

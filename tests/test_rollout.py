@@ -10,6 +10,7 @@ import pytest
 from feature_repo.embedding import Embedder
 from infra.rollouts import roll_back
 from optimizer.errors import InvalidInput, PartFailed, UnknownName
+from optimizer.feature_schema import FeatureSchema
 from optimizer.features import pack
 from optimizer.policies.names import PolicySettings
 from optimizer.records import Context, Outcome
@@ -66,13 +67,13 @@ def promotion(platform: Settings) -> Promotion:
     return Promotion(platform, platform.decision_points[0])
 
 
-def schema_id(platform: Settings) -> int:
-    return make_encoder(platform.decision_points[0], EMBEDDER).schema_id
+def schema(platform: Settings) -> FeatureSchema:
+    return make_encoder(platform.decision_points[0], EMBEDDER).schema
 
 
 def add_variant(promotion: Promotion, policy: PolicySettings) -> str:
     point = promotion.point
-    return promotion.add_variant(policy, make_encoder(point, EMBEDDER).schema_id)
+    return promotion.add_variant(policy, make_encoder(point, EMBEDDER).schema)
 
 
 def plan_in_valkey(platform: Settings) -> RoutingPlan | None:
@@ -149,11 +150,12 @@ def test_other_arms_renumber_the_policies_and_keep_what_they_learned(
 
 def test_another_policy_in_the_settings_becomes_the_champion(platform, connection) -> None:
     point = platform.decision_points[0]
-    first = plans.ensure(connection, point, 7, 1.0)
-    assert plans.ensure(connection, point, 7, 2.0) == first
+    computed = schema(platform)
+    first = plans.ensure(connection, point, computed, 1.0)
+    assert plans.ensure(connection, point, computed, 2.0) == first
     edited = point.model_copy(update={"policy": LINUCB})
-    assert plans.ensure(connection, edited, 7, 3.0).champion == PolicyRef("2.0")
-    assert plans.ensure(connection, point, 7, 4.0).champion == FIRST
+    assert plans.ensure(connection, edited, computed, 3.0).champion == PolicyRef("2.0")
+    assert plans.ensure(connection, point, computed, 4.0).champion == FIRST
     actions = [entry.action for entry in audit.trail(connection, "chat")]
     assert actions == ["policy.replace", "policy.replace"]
 
@@ -161,7 +163,7 @@ def test_another_policy_in_the_settings_becomes_the_champion(platform, connectio
 def test_a_promoted_champion_survives_a_restart(platform, learner, connection, promotion) -> None:
     promotion.replace(PolicyRef(add_variant(promotion, LINUCB)), None, "for a test")
     learner.close()
-    plan = plans.ensure(connection, platform.decision_points[0], schema_id(platform), 5.0)
+    plan = plans.ensure(connection, platform.decision_points[0], schema(platform), 5.0)
     assert plan.champion.variant == "2.0"
 
 
