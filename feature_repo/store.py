@@ -254,11 +254,19 @@ class FeatureStoreClient:
                 lines.write_row(row)
 
     def push_model_facts(
-        self, decision_point: str, models: Mapping[str, ArmTraits], at_s: float
+        self,
+        decision_point: str,
+        models: Mapping[str, ArmTraits],
+        at_s: float,
+        log: bool = True,
     ) -> None:
-        """Write what is known of models beforehand; again within the hour, or Valkey drops it."""
+        """Write what is known of models beforehand; again within the hour, or Valkey drops it.
+
+        Without ``log`` they go to Valkey alone.
+        """
+        frame = model_facts.frame(decision_point, models, at_s)
         with self._opened() as store:
-            model_facts.write(store, self._dsn, model_facts.frame(decision_point, models, at_s))
+            model_facts.write(store, self._dsn if log else None, frame)
 
     def close(self) -> None:
         """Drop the registry that was read, and its connections; the next use reads it anew."""
