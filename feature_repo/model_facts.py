@@ -86,7 +86,7 @@ def frame(decision_point: str, models: Mapping[str, ArmTraits], at_s: float) -> 
     return made
 
 
-def write(store: FeatureStore, dsn: str, rows: pd.DataFrame) -> None:
+def write(store: FeatureStore, dsn: str | None, rows: pd.DataFrame) -> None:
     """Log the rows in PostgreSQL, then make them the current ones in Valkey.
 
     Parameters
@@ -94,7 +94,7 @@ def write(store: FeatureStore, dsn: str, rows: pd.DataFrame) -> None:
     store
         An opened store whose registry has the definitions.
     dsn
-        Of the database that holds the offline tables.
+        Of the database that holds the offline tables; None to log nothing.
     rows
         What `frame` made.
 
@@ -105,6 +105,12 @@ def write(store: FeatureStore, dsn: str, rows: pd.DataFrame) -> None:
     """
     if rows.empty:
         return
+    if dsn is not None:
+        _log(dsn, rows)
+    store.push(model_facts_push.name, rows)
+
+
+def _log(dsn: str, rows: pd.DataFrame) -> None:
     copy = f"COPY {SCHEMA}.model_facts ({', '.join(rows.columns)}) FROM STDIN"
     with (
         psycopg.connect(dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection,
@@ -112,4 +118,3 @@ def write(store: FeatureStore, dsn: str, rows: pd.DataFrame) -> None:
     ):
         for row in rows.astype(object).where(rows.notna(), None).itertuples(index=False):
             target.write_row(tuple(row))
-    store.push(model_facts_push.name, rows)

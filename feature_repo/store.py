@@ -283,15 +283,23 @@ class FeatureStoreClient:
                 lines.write_row(row)
 
     def push_model_facts(
-        self, decision_point: str, models: Mapping[str, ArmTraits], at_s: float
+        self,
+        decision_point: str,
+        models: Mapping[str, ArmTraits],
+        at_s: float,
+        log: bool = True,
     ) -> None:
-        """Write what is known of models beforehand; again within the hour, or Valkey drops it."""
+        """Write what is known of models beforehand; again within the hour, or Valkey drops it.
+
+        Without ``log`` they go to Valkey alone.
+        """
         rows = model_facts.frame(decision_point, models, at_s)
         self.report.violate("model_facts", decision_point, rows.attrs["violations"], time.time())
         with self._opened() as store:
-            model_facts.write(store, self._dsn, rows)
+            model_facts.write(store, self._dsn if log else None, rows)
         self.report.push("model_facts", decision_point, at_s, len(rows))
-        self.report.log("model_facts", decision_point, at_s)
+        if log:
+            self.report.log("model_facts", decision_point, at_s)
 
     def close(self) -> None:
         """Drop the registry that was read, and its connections; the next use reads it anew."""

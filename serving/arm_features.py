@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ArmFeatureReader", "FeaturesResponse"]
 
 _LOG = logging.getLogger(__name__)
-_EVERY_S = 0.5
+_EVERY_S = 0.2
 _LAST_S = 3600.0
 
 _T = TypeVar("_T")
@@ -58,11 +58,13 @@ class ArmFeatureReader:
         Of each decision point.
     on_statistics
         Called with a decision point's name and its models' statistics, each time they were read,
-        and with nothing an hour after the last time.
+        and with nothing ``last_s`` after the last time.
     on_import
         Called once Feast has been imported, or not at all.
     on_round
         Called after each attempt to read.
+    last_s
+        How long what was read last is good for while the feature store is away, seconds.
 
     Attributes
     ----------
@@ -85,6 +87,7 @@ class ArmFeatureReader:
         on_statistics: Callable[[str, dict[str, ArmFeatures]], None],
         on_import: Callable[[], None],
         on_round: Callable[[], None] = lambda: None,
+        last_s: float = _LAST_S,
     ) -> None:
         self._settings = settings
         self.models = models
@@ -98,6 +101,7 @@ class ArmFeatureReader:
         self.violated_at: dict[tuple[str, str], float] = {}
         self._on_statistics = on_statistics
         self._on_import = on_import
+        self._last_s = last_s
         self.statistics: dict[str, dict[str, Dated[ArmFeatures]]] = {name: {} for name in models}
         self.windows: dict[str, dict[str, Dated[dict[int, WindowFeatures]]]] = {
             name: {} for name in models
@@ -158,7 +162,7 @@ class ArmFeatureReader:
             known = [arm_key(name, model) for name, all_ in self.models.items() for model in all_]
             raise UnknownName("entity", entity, f"use one of {', '.join(known)}")
         read_age_s = self.age_s()
-        if read_age_s > _LAST_S:
+        if read_age_s > self._last_s:
             raise Unavailable("the feature store")
         now = time.time()
         statistics = self.statistics[name].get(model)
@@ -205,7 +209,7 @@ class ArmFeatureReader:
                 away = str(error)
             except Exception:
                 _LOG.exception("arm features could not be read")
-            if self.age_s() > _LAST_S:
+            if self.age_s() > self._last_s:
                 self.report = None
                 for name in self.models:
                     self.statistics[name], self.windows[name] = {}, {}

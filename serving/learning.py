@@ -31,12 +31,12 @@ from serving.reward_writer import connect
 __all__ = ["Learning"]
 
 _LOG = logging.getLogger(__name__)
-_PUSH_EVERY_S = 0.25
+_PUSH_EVERY_S = 0.15
 _PUSH_UNCHANGED_S = 5.0
 """Without new rewards only the decay goes on, and windows move."""
 _LOG_EVERY_S = 10.0
-_FACTS_EVERY_S = 1800.0
-"""Valkey drops an arm's key an hour after its last write."""
+_FACTS_EVERY_S = 10.0
+"""Told again, for a Valkey that came back without its data."""
 _REGISTRY_RETRY_S = 5.0
 _TEND_EVERY_S = 5.0
 _CLOSE_S = 1.0
@@ -209,6 +209,7 @@ class Learning:
         points = {point.name: point for point in self._settings.decision_points}
         store: FeatureStoreClient | None = None
         logged_at = told_at = 0.0
+        facts_logged = False
         pushed: dict[str, tuple[int, float]] = {}
         board = ReportBoard(self._settings.valkey_address)
         late: Counter[str] = Counter()
@@ -222,8 +223,8 @@ class Learning:
                 if now - told_at >= _FACTS_EVERY_S:
                     for name, point in points.items():
                         facts = {arm.model: arm.traits for arm in point.arms}
-                        store.push_model_facts(name, facts, now)
-                    told_at = now
+                        store.push_model_facts(name, facts, now, log=not facts_logged)
+                    told_at, facts_logged = now, True
                 for name, learner in self._learners.items():
                     position, at = pushed.get(name, (-1, 0.0))
                     unchanged = position == learner.counted and now - at < _PUSH_UNCHANGED_S
