@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from feature_repo.catalogue import of_view
 
-__all__ = ["table_sql"]
+__all__ = ["SCHEMA", "table_sql"]
+
+SCHEMA = "feast"
 
 
 def table_sql(schema: str, view: str) -> str:
