@@ -20,7 +20,7 @@ from time import perf_counter
 from benchmarks.processor import processor
 from feature_repo.windows import ArmWindows, WindowFeatures
 from optimizer.records import Outcome
-from serving.learner import STATISTICS_SPAN_S
+from serving.arm_fold import STATISTICS_SPAN_S
 
 __all__ = ["MODELS", "Row", "fold", "fold_killed", "fold_without_checkpoints", "made_ledger"]
 

@@ -2,7 +2,8 @@
 
 For each model and part it keeps ``sum_i w_i x_i`` and ``sum_i w_i`` with ``w_i = 2 ** -(age_i /
 half_life)``, both as of the latest event of that model. A dozen numbers a model, no window of
-past outcomes.
+past outcomes. A model without any decision in the last `MEMORY_S` seconds is not known: so what is
+known depends on the last hours of the ledger alone, and never on when the learner was started.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass, field
 from optimizer.errors import InvalidInput
 from optimizer.records import Outcome
 
-__all__ = ["HALF_LIFE_S", "ArmFeatures", "ArmStatistics"]
+__all__ = ["HALF_LIFE_S", "MEMORY_S", "ArmFeatures", "ArmStatistics"]
 
 HALF_LIFE_S = 300.0
+MEMORY_S = 3600.0
+"""As long as the feature store keeps a value."""
 
 _FORGOTTEN_SHARE = 1e-9
 """When a retraction takes away all but this share of an average's weight, the rest, of rounding
@@ -110,6 +113,9 @@ class ArmStatistics:
         """The statistics of every model that had an outcome, at ``now_s`` (Unix time, seconds)."""
         found = {}
         for model, state in self._models.items():
+            if now_s - state.at_s > MEMORY_S:
+                found[model] = ArmFeatures()
+                continue
             decay = self._weight(max(now_s - state.at_s, 0.0))
             found[model] = ArmFeatures(
                 quality=_at_most_one(state.quality.mean()),

@@ -11,12 +11,12 @@ from redis.connection import SSLConnection, parse_url
 from sqlalchemy.engine import URL
 
 from feature_repo.definitions import STATISTICS_TTL_S
+from feature_repo.tables import SCHEMA
 from optimizer.errors import InvalidSettings
 
 __all__ = ["PROJECT", "SCHEMA", "offline_store", "online_store", "registry_url", "repo_config"]
 
 PROJECT = "llmopt"
-SCHEMA = "feast"
 
 _VALKEY_OPTIONS = {
     "socket_timeout": 2,
@@ -75,7 +75,7 @@ def offline_store(postgres_url: str) -> dict[str, object]:
     parts = _postgres_parts(postgres_url)
     user = parts.get("user") or getpass.getuser()
     return {
-        "type": "postgres",
+        "type": "feature_repo.offline_store.AsOfPostgreSQLOfflineStore",
         "host": parts.get("host", ""),
         "port": int(parts.get("port", _POSTGRES_PORT)),
         "database": parts.get("dbname") or user,

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Lock
 
 import pandas as pd
@@ -44,6 +44,7 @@ from feature_repo.arm_rows import (
 from feature_repo.connections import SCHEMA, repo_config
 from feature_repo.definitions import (
     OBJECTS,
+    STATISTICS_TTL_S,
     arm_statistics,
     arm_statistics_push,
     arm_windows,
@@ -51,6 +52,8 @@ from feature_repo.definitions import (
     decision_v1,
     request,
 )
+from feature_repo.definitions import model_facts as model_facts_view
+from feature_repo.push_log import PushedRows, write_pushed
 from feature_repo.ranges import clipped
 from feature_repo.report import FeatureReport
 from feature_repo.tables import create_tables, ensure_days
@@ -64,6 +67,8 @@ __all__ = ["FeatureStoreClient"]
 _REFERENCES = [f"{arm_statistics.name}:{name}" for name in STATISTICS_COLUMNS]
 
 _CONNECT_TIMEOUT_S = 5
+FACTS_SPAN_S = 7 * 86_400
+"""How far back facts of models are looked for; they are written each half hour."""
 _REGISTRY = "the feature store's registry"
 
 _APPLY_LOCK = 0x6C6C6D6F66737430
@@ -185,16 +190,14 @@ class FeatureStoreClient:
 
     def log(self, decision_point: str, values: Mapping[str, ArmFeatures], at_s: float) -> None:
         """Append statistics to the table that `history` looks back into; arguments as in `push`."""
-        rows = statistics_rows(values)
-        self._log("arm_statistics", STATISTICS_COLUMNS, decision_point, rows, at_s)
+        self._log([PushedRows.of_statistics(decision_point, values, at_s)])
         self.report.log("arm_statistics", decision_point, at_s)
 
     def log_windows(
         self, decision_point: str, values: Mapping[str, Mapping[int, WindowFeatures]], at_s: float
     ) -> None:
         """Append windows to their table; arguments as in `push_windows`."""
-        rows = windows_rows(values)
-        self._log("arm_windows", WINDOWS_COLUMNS, decision_point, rows, at_s)
+        self._log([PushedRows.of_windows(decision_point, values, at_s)])
         self.report.log("arm_windows", decision_point, at_s)
 
     def history(self, entity_frame: pd.DataFrame) -> pd.DataFrame:
@@ -219,6 +222,68 @@ class FeatureStoreClient:
                 entity_df=entity_frame.assign(event_timestamp=moments), features=features
             ).to_df()
         return joined
+
+    def arm_history(self, moments: pd.DataFrame) -> pd.DataFrame:
+        """Statistics and windows of arms as they were online at given moments.
+
+        Parameters
+        ----------
+        moments
+            Columns ``arm_key`` and ``event_timestamp`` as in `history`, and others that stay.
+
+        Returns
+        -------
+        The rows, in their order, with a column ``<view>__<feature>`` for each feature of
+        ``arm_statistics`` and ``arm_windows``; NaN where nothing was known.
+        """
+        names = [f"{arm_statistics.name}:{name}" for name in STATISTICS_COLUMNS]
+        names += [f"{arm_windows.name}:{name}" for name in WINDOWS_COLUMNS]
+        at = pd.to_datetime(moments["event_timestamp"], utc=True).dt.floor("us")
+        asked = pd.DataFrame({"arm_key": moments["arm_key"], "event_timestamp": at})
+        distinct = asked.drop_duplicates()
+        with self._opened() as store:
+            found = store.get_historical_features(
+                entity_df=distinct, features=names, full_feature_names=True
+            ).to_df()
+        columns = [name.replace(":", "__") for name in names]
+        found[columns] = found[columns].astype(float)
+        joined = asked.merge(found, how="left", on=["arm_key", "event_timestamp"])
+        return moments.assign(**{name: joined[name].to_numpy() for name in columns})
+
+    def restore(self, decision_point: str, models: Sequence[str], now: datetime) -> list[str]:
+        """Bring back online what Valkey has lost, out of the offline tables.
+
+        A view of which each model has something online is left alone. Of the others Feast writes
+        the newest row of every arm, and no row over a newer one.
+
+        Parameters
+        ----------
+        decision_point
+            Its name.
+        models
+            Those that are configured.
+        now
+            With time zone. Statistics and windows older than an hour stay away.
+
+        Returns
+        -------
+        Names of the views that were written.
+        """
+        columns = {
+            arm_statistics.name: STATISTICS_COLUMNS,
+            arm_windows.name: WINDOWS_COLUMNS,
+            model_facts_view.name: model_facts.MODEL_FACTS_COLUMNS,
+        }
+        lost = [
+            view
+            for view, names in columns.items()
+            if len(self._read(view, names, decision_point, models)) < len(models)
+        ]
+        for view in lost:
+            span_s = FACTS_SPAN_S if view == model_facts_view.name else STATISTICS_TTL_S
+            with self._opened() as store:
+                store.materialize(now - timedelta(seconds=span_s), now, feature_views=[view])
+        return lost
 
     def _push(
         self,
@@ -262,25 +327,12 @@ class FeatureStoreClient:
             if any(value is not None for value in read[model])
         }
 
-    def _log(
-        self,
-        table: str,
-        columns: Sequence[str],
-        decision_point: str,
-        rows: Mapping[str, Row],
-        at_s: float,
-    ) -> None:
-        rows, _ = clipped(columns, rows)  # counted where they are pushed
-        if not rows:
-            return
-        copy = f"COPY {SCHEMA}.{table} ({', '.join([*KEY_COLUMNS, *columns])}) FROM STDIN"
+    def _log(self, pushed: Sequence[PushedRows]) -> None:
         with (
             _naming_who_is_away(),
             psycopg.connect(self._dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection,
-            connection.cursor().copy(copy) as lines,
         ):
-            for row in keyed(decision_point, rows, at_s):
-                lines.write_row(row)
+            write_pushed(connection, pushed)
 
     def push_model_facts(
         self,

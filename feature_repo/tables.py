@@ -13,7 +13,9 @@ from feature_repo.adoption import adopt
 from feature_repo.catalogue import of_view
 from feature_repo.partitions import Connection, day_of, ensure
 
-__all__ = ["BY_DAY", "create_tables", "ensure_days", "table_sql"]
+__all__ = ["BY_DAY", "SCHEMA", "create_tables", "ensure_days", "table_sql"]
+
+SCHEMA = "feast"
 
 BY_DAY = ("arm_statistics", "arm_windows")
 """Tables that are partitioned by ``event_timestamp``."""
@@ -35,6 +37,9 @@ def create_tables(connection: Connection, schema: str, now: datetime) -> None:
         adopt(connection, f"{schema}.{view}", "event_timestamp", day_of(now) + timedelta(days=1))
     for view in (*BY_DAY, "model_facts"):
         connection.execute(table_sql(schema, view))
+    for view in BY_DAY:
+        # What the values stand for in the ledger; no feature.
+        connection.execute(f"ALTER TABLE {schema}.{view} ADD COLUMN IF NOT EXISTS position bigint")
     ensure_days(connection, schema, now)
 
 

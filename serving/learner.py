@@ -21,31 +21,27 @@ import psycopg
 
 from feature_repo.aggregates import ArmStatistics
 from feature_repo.embedding import Embedder
-from feature_repo.ranges import clipped_outcome
 from feature_repo.windows import ArmWindows
-from optimizer.errors import InvalidInput, InvalidToken, Unavailable
+from optimizer.errors import InvalidInput, Unavailable
 from optimizer.feature_schema import FeatureSchema, Translations
 from optimizer.rollout import PolicyRef, RoutingPlan
 from optimizer.settings import DecisionPoint, Settings
 from serving import ledger, plans, variants
+from serving.arm_fold import STATISTICS_SPAN_S, first_position, fold_arms
 from serving.feature_schemas import known_schemas, policy_schema
 from serving.live_point import make_encoder
 from serving.policy_line import Checkpoint, PolicyLine, snapshot_of
 from serving.reward_writer import connect
 from serving.rollout_watch import RolloutWatch
 from serving.snapshots import SnapshotStore
-from serving.tokens import SHADOW, parse
 
-__all__ = ["STATISTICS_SPAN_S", "Learner", "NewVersion"]
+__all__ = ["Learner", "NewVersion"]
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _REFUSED_S = 10.0
 _WINDOWS_EVERY_S = 10.0
 _WINDOWS_AT_ONCE = 500
-STATISTICS_SPAN_S = 3900.0
-"""The longest window, and some minutes for clocks that differ: what was received before is of
-decisions that no window covers."""
 _ANNOUNCE_S = 10.0
 """An unchanged plan is announced again, for a Valkey that came back without its data."""
 
@@ -79,13 +75,15 @@ class Learner:
     position
         How far into the ledger the champion has learned.
     statistics, windows
-        Of the arms, as of `counted`; read them under `statistics_lock`.
+        Of the arms, as of `counted`.
     outcome_violations
         Outcomes that were out of range, by part: statistics and windows count them clipped.
     counted
-        How far into the ledger statistics and windows have come; set after them.
+        How far into the ledger statistics and windows have come.
     remembers
         Whether statistics and windows hold what was learned before this start.
+    statistics_lock
+        Held while these four change; read them under it, or they may not belong together.
     """
 
     def __init__(
@@ -107,6 +105,7 @@ class Learner:
         self._lines: dict[str, PolicyLine] = {}
         self._on_plan = on_plan
         self._watch = RolloutWatch(point, lambda plan, taken: on_plan(plan, taken.reason))
+        self._models = {arm.id: arm.model for arm in point.records()}
         self.statistics = ArmStatistics()
         self.windows = ArmWindows()
         self.outcome_violations: Counter[str] = Counter()
@@ -170,8 +169,8 @@ class Learner:
         self._adopt(connection)
         champion = self._lines[self._plan.champion.variant]
         champion.caught_up = True  # nobody else is there to decide meanwhile
-        self.position = self.counted = champion.position
-        self._rebuild_statistics(connection)
+        self.position = champion.position
+        self._rebuild_statistics(connection, champion.position)
 
     def _adopt(self, connection: psycopg.Connection[Any]) -> None:
         """Follow the plan that is in force now, and announce it."""
@@ -215,25 +214,28 @@ class Learner:
         policy = line.policy_of(state)
         self._snapshots.publish(snapshot_of(line.point, ref, policy, ref.pinned, line.schema))
 
-    def _rebuild_statistics(self, connection: psycopg.Connection[Any]) -> None:
+    def _rebuild_statistics(self, connection: psycopg.Connection[Any], until: int) -> None:
         """Fold what was lately learned once more: statistics and windows survive a restart."""
-        row = connection.execute(
-            "SELECT coalesce(min(position), 0) FROM rewards WHERE decision_point = %s "
-            "AND received_at > %s",
-            (self._point.name, datetime.now(UTC) - timedelta(seconds=STATISTICS_SPAN_S)),
-        ).fetchone()
+        since = datetime.now(UTC) - timedelta(seconds=STATISTICS_SPAN_S)
+        first = first_position(connection, self._point.name, since)
         with self.statistics_lock:
             self.statistics, self.windows, self.remembers = ArmStatistics(), ArmWindows(), False
             self.outcome_violations = Counter()
-        at = (row[0] if row else 0) - 1
-        while 0 <= at < self.counted:
-            rows = ledger.read(connection, self._point.name, at, self._batch)
-            rows = [seen for seen in rows if seen.position <= self.counted]
+            self.counted = until
+        at = until if first is None else first - 1
+        while at < until:
+            rows = ledger.read(connection, self._point.name, at, min(self._batch, until - at))
             if not rows:
                 break
-            self._count(rows)
+            with self.statistics_lock:
+                self._count(rows)
             at = rows[-1].position
-        self.remembers = True
+        with self.statistics_lock:
+            self.remembers = True
+
+    def _count(self, rows: Sequence[ledger.LedgerRow]) -> None:
+        violations = fold_arms(self._models, rows, self.statistics, self.windows)
+        self.outcome_violations.update(violations)
 
     @property
     def _batch(self) -> int:
@@ -274,8 +276,9 @@ class Learner:
             line.caught_up = line.caught_up or len(rows) < self._batch
         self.position = self._lines[self._plan.champion.variant].position
         if rows := after(self.counted):
-            self._count(rows)
-            self.counted = rows[-1].position
+            with self.statistics_lock:
+                self._count(rows)
+                self.counted = rows[-1].position
         if self._watch.position is not None and (rows := after(self._watch.position)):
             self._watch.learn(rows)
         return any(len(rows) == self._batch for rows in read.values())
@@ -291,28 +294,6 @@ class Learner:
         alias = next((name for name, ref in aliases.items() if ref == live), None)
         state = line.policy.to_bytes()
         self._on_version(line.point, line.variant, state, line.position, alias, line.schema)
-
-    def _count(self, rows: Sequence[ledger.LedgerRow]) -> None:
-        models = {arm.id: arm.model for arm in self._point.records()}
-        with self.statistics_lock:
-            for row in rows:
-                try:
-                    decision = parse(row.token)
-                except InvalidToken:
-                    continue  # `fold` has counted it
-                model = models.get(decision.arm_id)
-                if model is not None and decision.role != SHADOW:
-                    # The decision's time, so that a correction cancels exactly what it corrects.
-                    before, _ = clipped_outcome(row.before)
-                    after, violations = clipped_outcome(row.after)
-                    self.outcome_violations.update(
-                        part
-                        for part in violations
-                        if getattr(row.before, part) != getattr(row.after, part)
-                    )
-                    change = model, decision.decided_at, before, after
-                    self.statistics.update(*change)
-                    self.windows.update(*change, row.received_at.timestamp())
 
     def _close_windows(self, connection: psycopg.Connection[Any]) -> None:
         default = self._point.default_quality

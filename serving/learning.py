@@ -10,12 +10,10 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
 
 import psycopg
 
 from feature_repo.embedding import Embedder
-from feature_repo.report import ReportBoard
 from optimizer.errors import Unavailable
 from optimizer.feature_schema import FeatureSchema
 from optimizer.rollout import RoutingPlan
@@ -24,6 +22,7 @@ from registry.description import PolicyDescription
 from registry.plan_aliases import align_aliases, record_step
 from registry.versions import PolicyRegistry
 from serving import experiments
+from serving.arm_publisher import ArmPublisher
 from serving.learner import Learner
 from serving.policy_line import Checkpoint
 from serving.reward_writer import connect
@@ -31,12 +30,6 @@ from serving.reward_writer import connect
 __all__ = ["Learning"]
 
 _LOG = logging.getLogger(__name__)
-_PUSH_EVERY_S = 0.15
-_PUSH_UNCHANGED_S = 5.0
-"""Without new rewards only the decay goes on, and windows move."""
-_LOG_EVERY_S = 10.0
-_FACTS_EVERY_S = 10.0
-"""Told again, for a Valkey that came back without its data."""
 _REGISTRY_RETRY_S = 5.0
 _TEND_EVERY_S = 5.0
 _CLOSE_S = 1.0
@@ -74,8 +67,9 @@ class Learning:
         }
         self._threads = [
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
-            for work in (self._push_statistics, self._register_versions, self._tend_experiments)
+            for work in (self._register_versions, self._tend_experiments)
         ]
+        self._publisher = ArmPublisher(settings, self._learners)
 
     def start(self) -> None:
         """Begin."""
@@ -83,6 +77,7 @@ class Learning:
             learner.start()
         for thread in self._threads:
             thread.start()
+        self._publisher.start()
 
     def dead(self) -> list[str]:
         """Decision points whose learner has stopped."""
@@ -95,6 +90,7 @@ class Learning:
             learner.close()
         for thread in self._threads:
             thread.join(timeout=_CLOSE_S)
+        self._publisher.close()
 
     def _offer_version(
         self,
@@ -202,70 +198,3 @@ class Learning:
                 _LOG.warning("experiments wait, PostgreSQL is away: %s", error)
             except Exception:
                 _LOG.exception("experiments could not be tended")
-
-    def _push_statistics(self) -> None:
-        from feature_repo.store import FeatureStoreClient  # Feast takes seconds to import
-
-        points = {point.name: point for point in self._settings.decision_points}
-        store: FeatureStoreClient | None = None
-        logged_at = told_at = 0.0
-        facts_logged = False
-        pushed: dict[str, tuple[int, float]] = {}
-        board = ReportBoard(self._settings.valkey_address)
-        late: Counter[str] = Counter()
-        while not self._stop.wait(_PUSH_EVERY_S):
-            try:
-                if store is None:
-                    opened = FeatureStoreClient(self._settings)
-                    opened.apply()
-                    store = opened
-                now = time.time()
-                if now - told_at >= _FACTS_EVERY_S:
-                    for name, point in points.items():
-                        facts = {arm.model: arm.traits for arm in point.arms}
-                        store.push_model_facts(name, facts, now, log=not facts_logged)
-                    told_at, facts_logged = now, True
-                for name, learner in self._learners.items():
-                    position, at = pushed.get(name, (-1, 0.0))
-                    unchanged = position == learner.counted and now - at < _PUSH_UNCHANGED_S
-                    if not learner.remembers:
-                        continue
-                    if unchanged:
-                        store.report.still_current(name, now, ("arm_statistics", "arm_windows"))
-                        continue
-                    position = learner.counted  # read first: what comes between is pushed next
-                    models = list(dict.fromkeys(arm.model for arm in points[name].arms))
-                    with learner.statistics_lock:
-                        values = learner.statistics.values(now)
-                        windows = learner.windows.values(models, now)
-                        left_out = learner.windows.late
-                    store.push(name, values, now)
-                    store.push_windows(name, windows, now)
-                    pushed[name] = (position, now)
-                    if now - logged_at >= _LOG_EVERY_S:
-                        store.log(name, values, now)
-                        store.log_windows(name, windows, now)
-                        if left_out > late[name]:
-                            _LOG.info(
-                                "%s: %d outcomes so far came after the allowed lateness and are "
-                                "in no window",
-                                name,
-                                left_out,
-                            )
-                        late[name] = left_out
-                if now - logged_at >= _LOG_EVERY_S:
-                    logged_at = now
-                    store.prepare(now)
-                for name, learner in self._learners.items():
-                    store.report.late[name] = learner.windows.late
-                    store.report.outcome_violations[name] = dict(learner.outcome_violations)
-                board.write(store.report)
-            except Unavailable as error:
-                _LOG.warning("arm statistics wait: %s", error)
-                self._stop.wait(1.0)
-            except Exception:
-                _LOG.exception("arm statistics could not be pushed")
-                self._stop.wait(5.0)
-        board.close()
-        if store is not None:
-            store.close()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_repo.aggregates import ArmFeatures, ArmStatistics
+from feature_repo.aggregates import MEMORY_S, ArmFeatures, ArmStatistics
 from optimizer.errors import InvalidInput
 from optimizer.records import Outcome
 
@@ -55,7 +55,8 @@ def directly(events, now_s):
             parts[name] = (
                 float((group[name][there] * weight).sum() / weight.sum()) if len(weight) else None
             )
-        found[model] = ArmFeatures(**parts)
+        latest_s = max(at_s for name, at_s, _ in events if name == model)
+        found[model] = ArmFeatures(**parts) if now_s - latest_s <= MEMORY_S else ArmFeatures()
     return found
 
 
@@ -128,7 +129,8 @@ def test_feedback_alone_is_counted_and_says_nothing_else():
 def test_years_without_an_event_break_nothing():
     statistics = ArmStatistics()
     statistics.update("small", 0.0, NOTHING, Outcome(quality=0.5))
-    assert statistics.values(1e9)["small"] == ArmFeatures(quality=0.5, error_rate=0.0, count=0.0)
+    assert statistics.values(MEMORY_S)["small"].quality == 0.5
+    assert statistics.values(1e9)["small"] == ArmFeatures()
     statistics.update("small", 1e9, NOTHING, Outcome(quality=1.0))
     statistics.update("small", 0.0, Outcome(quality=0.5), NOTHING)
     assert statistics.values(1e9)["small"] == ArmFeatures(quality=1.0, error_rate=0.0, count=1.0)
