@@ -18,6 +18,7 @@ from optimizer.transformations import hashed
 __all__ = [
     "EXTRA_COLUMNS",
     "FEATURE_SETS",
+    "LIVE_FEATURE_SETS",
     "PAST_GROUPS",
     "calendar",
     "checked_groups",
@@ -47,6 +48,9 @@ FEATURE_SETS: Mapping[str, tuple[str, ...]] = {
     "facts": _FACT_GROUPS,
     "full": tuple(EXTRA_COLUMNS),
 }
+
+LIVE_FEATURE_SETS = ("small", "facts")
+"""Those that a decision point may have: they need nothing but the request."""
 
 _SCALE = 0.3
 """As for the other side columns, see `optimizer.features`."""
