@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from optimizer.errors import InvalidInput, UnknownName
+from optimizer.extra_columns import EXTRA_COLUMNS
 from optimizer.prompt_text import LANGUAGES
+from optimizer.request_history import SEGMENTS
 from optimizer.transformations import HASH_COLUMNS_LIMIT
 
 __all__ = [
@@ -150,6 +152,40 @@ _POLICY_COLUMNS: tuple[_Row, ...] = (
     ("weekday_cos", "0.3 x cosine of the time of the week, UTC", "1", -_SIDE, _SIDE, _TIME),
 )
 
+_POLICY_FACTS: tuple[_Row, ...] = (
+    ("prompt_characters_log", "0.3 x (log(1 + characters) / 6 - 1)", "1", -_SIDE, 1),
+    ("prompt_words_log", "0.3 x (log(1 + words) / 4.5 - 1)", "1", -_SIDE, 1),
+    ("prompt_lix", "0.3 x (LIX / 40 - 1)", "1", -_SIDE, 4 * _SIDE),
+    *(
+        (name, f"0.3 if the prompt's language is {name[9:]}", "1", 0, _SIDE)
+        for name in EXTRA_COLUMNS["language"]
+    ),
+    ("weekend", "0.3 on Saturday and Sunday, UTC", "1", 0, _SIDE, _TIME),
+    ("business_hours", "0.3 Monday to Friday, 9 to 17 h, UTC", "1", 0, _SIDE, _TIME),
+    *(
+        (name, "0.3 or -0.3 if the user's hash is this column", "1", -_SIDE, _SIDE)
+        for name in EXTRA_COLUMNS["user"]
+    ),
+)
+
+_SEGMENT_CODES = ", ".join(f"{index} {name}" for index, name in enumerate(SEGMENTS))
+
+_REQUEST_HISTORY: tuple[_Row, ...] = (
+    ("similarity_to_past", "Cosine to the nearest cluster of past requests", "1", -1, 1),
+    ("quality_of_similar", "Mean quality there, shrunk", "1", 0, 1, {"default": 0.5}),
+    (
+        *("user_segment", f"By rewarded requests seen: {_SEGMENT_CODES}", "index"),
+        *(0, len(SEGMENTS) - 1, _INT),
+    ),
+    ("user_requests", "Rewarded requests of the user's bucket", "request", 0, _COUNT, _INT),
+    ("user_quality", "Mean quality of the user's bucket, shrunk", "1", 0, 1, {"default": 0.5}),
+    ("past_similarity", "0.3 x similarity to past requests", "1", -_SIDE, _SIDE),
+    ("past_quality", "0.3 x (quality of similar ones - mean of all)", "1", -_SIDE, _SIDE),
+    ("past_user_requests_log", "0.3 x log(1 + the user's requests) / 5", "1", 0, 2),
+    ("past_user_quality", "0.3 x (the user's quality - mean of all)", "1", -_SIDE, _SIDE),
+    ("history_unreadable", "1 if the history could not be read: as if none", "1", 0, 1, _INT),
+)
+
 _MODEL_FACTS: tuple[_Row, ...] = (
     ("tier", "Price tier, 1 cheapest to 4; 0 no price is known", "tier", 0, 4),
     ("price_in_usd", "List price of a million input tokens", "USD", 0, _USD_A_MILLION),
@@ -174,6 +210,7 @@ _ARM_WINDOWS: tuple[_Row, ...] = tuple(
         ("cost_usd_mean", "Mean cost of a request", "USD", 0, _USD_A_REQUEST),
         ("cost_usd_sum", "Total cost", "USD", 0, _USD),
         ("latency_mean_s", "Mean latency", "s", 0, _LATENCY_S, {"default": 1.0}),
+        ("latency_p50_s", "Median latency", "s", 0, _LATENCY_S, {"default": 1.0}),
         ("latency_p95_s", "95th percentile of latency", "s", 0, _LATENCY_S, {"default": 1.0}),
         ("error_rate", "Share of outcomes with quality 0", "1", 0, 1),
     )
@@ -206,10 +243,12 @@ def _features(view: str, family: str, owner: str, rows: tuple[_Row, ...]) -> Ite
 FEATURES: tuple[Feature, ...] = (
     *_features("request_facts", "request", "feature_repo.on_demand", _REQUEST_FACTS),
     *_features("request_features", "request", "optimizer.features", _POLICY_COLUMNS),
+    *_features("policy_facts", "request", "optimizer.extra_columns", _POLICY_FACTS),
     *_features("model_facts", "model", "feature_repo.model_facts", _MODEL_FACTS),
     *_features("arm_statistics", "model", "feature_repo.aggregates", _ARM_STATISTICS),
     *_features("arm_windows", "aggregate", "feature_repo.windows", _ARM_WINDOWS),
     *_features("request_and_arm", "contextual", "feature_repo.on_demand", _REQUEST_AND_ARM),
+    *_features("request_history", "contextual", "optimizer.request_history", _REQUEST_HISTORY),
 )
 
 _BY_NAME = {one.name: one for one in FEATURES}

@@ -29,13 +29,16 @@ __all__ = [
     "arm_statistics",
     "arm_windows",
     "catalogue_v2",
+    "catalogue_v3",
     "decision_v1",
     "model_facts",
     "model_facts_push",
+    "policy_facts",
     "request",
     "request_and_arm",
     "request_facts",
     "request_features",
+    "request_history",
 ]
 
 STATISTICS_TTL_S = 3600
@@ -208,6 +211,41 @@ def request_facts(inputs: dict[str, list[Any]]) -> dict[str, list[float]]:
 
 
 @on_demand_feature_view(  # type: ignore[untyped-decorator]
+    sources=[request, request_caller],
+    **_computed("policy_facts"),
+    mode="python",
+    description="What policies of the feature set `facts` see besides, by the live function",
+)
+def policy_facts(inputs: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """As `feature_repo.on_demand.policy_facts_columns` says."""
+    from feature_repo.on_demand import policy_facts_columns
+
+    return policy_facts_columns({name: inputs[name] for name in ("prompt", "at_s", "user_id")})
+
+
+request_past = RequestSource(
+    name="request_past",
+    schema=[Field(name="history", dtype=String)],
+    description="State of `optimizer.request_history` before the request, base64; empty for none",
+)
+
+
+@on_demand_feature_view(  # type: ignore[untyped-decorator]
+    sources=[request, request_caller, request_past],
+    **_computed("request_history"),
+    mode="python",
+    description="How well past requests like this went, and this user's",
+)
+def request_history(inputs: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """As `feature_repo.on_demand.request_history_columns` says."""
+    from feature_repo.on_demand import request_history_columns
+
+    return request_history_columns(
+        {name: inputs[name] for name in ("prompt", "user_id", "history")}
+    )
+
+
+@on_demand_feature_view(  # type: ignore[untyped-decorator]
     sources=[model_facts, arm_statistics, request],
     **_computed("request_and_arm"),
     mode="python",
@@ -226,23 +264,32 @@ decision_v1 = FeatureService(
     description="What a decision looks at, besides the task and the prompt's embedding",
 )
 
+_FITTED = {
+    **versions({"tier": PRICE_TIERS}),
+    "transform.embedding": hashlib.blake2b(PROJECTION_FILE.read_bytes(), digest_size=4).hexdigest(),
+}
+
+_WITHOUT_HISTORY = [
+    arm_statistics,
+    arm_windows,
+    model_facts,
+    request_features,
+    request_facts,
+    request_and_arm,
+]
+
 catalogue_v2 = FeatureService(
     name="catalogue_v2",
-    features=[
-        arm_statistics,
-        arm_windows,
-        model_facts,
-        request_features,
-        request_facts,
-        request_and_arm,
-    ],
-    tags={
-        **versions({"tier": PRICE_TIERS}),
-        "transform.embedding": hashlib.blake2b(
-            PROJECTION_FILE.read_bytes(), digest_size=4
-        ).hexdigest(),
-    },
-    description="Every feature of the catalogue; the tags name the fitted state behind them",
+    features=_WITHOUT_HISTORY,
+    tags=_FITTED,
+    description="Features of request, time and arm; the tags name the fitted state behind them",
+)
+
+catalogue_v3 = FeatureService(
+    name="catalogue_v3",
+    features=[*_WITHOUT_HISTORY, policy_facts, request_history],
+    tags=_FITTED,
+    description="Every feature of the catalogue: also those of past requests, from their history",
 )
 
 OBJECTS = [
@@ -260,7 +307,11 @@ OBJECTS = [
     request_features,
     request_caller,
     request_facts,
+    policy_facts,
+    request_past,
+    request_history,
     request_and_arm,
     decision_v1,
     catalogue_v2,
+    catalogue_v3,
 ]

@@ -7,12 +7,19 @@ goes out is in its range of the catalogue; how many were not is itself a feature
 from __future__ import annotations
 
 import math
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 from feature_repo.catalogue import clip, of_view
-from optimizer.features import CHARACTERS_PER_TOKEN, PRIORITY_VALUE
+from feature_repo.embedding import Embedder
+from optimizer.errors import IncompatibleState
+from optimizer.extra_columns import FEATURE_SETS, PAST_GROUPS, calendar
+from optimizer.features import CHARACTERS_PER_TOKEN, PRIORITY_VALUE, FeatureEncoder
 from optimizer.prompt_text import LANGUAGES, complexity, language, words
+from optimizer.records import Context
+from optimizer.request_history import RequestHistory
 from optimizer.transformations import (
     HASH_COLUMNS_LIMIT,
     cyclical,
@@ -21,15 +28,17 @@ from optimizer.transformations import (
     request_cost_usd,
 )
 
-__all__ = ["request_and_arm_columns", "request_facts_columns"]
+__all__ = [
+    "policy_facts_columns",
+    "request_and_arm_columns",
+    "request_facts_columns",
+    "request_history_columns",
+]
 
 _DAY_S = 86400.0
 _DAYS_A_WEEK = 7.0
 _MONDAY_AT_0 = 3.0
 """Unix time starts on a Thursday."""
-
-_WEEKEND = 5.0
-_BUSINESS_DAY = (9.0 / 24.0, 17.0 / 24.0)
 
 _ARM_FIELDS = ("price_in_usd", "price_out_usd", "context_tokens", "cost_usd", "latency_s")
 _VIOLATIONS = ("range_violations", "arm_range_violations")
@@ -62,6 +71,77 @@ def request_and_arm_columns(inputs: Columns) -> dict[str, list[float]]:
     return _columns("request_and_arm", [_meeting(row) for row in _rows(inputs)])
 
 
+def policy_facts_columns(inputs: Columns) -> dict[str, list[float]]:
+    """The view ``policy_facts``: what policies of the feature set ``facts`` see besides.
+
+    Parameters
+    ----------
+    inputs
+        Columns of one length: ``prompt``, ``at_s`` (Unix time, seconds), ``user_id``.
+    """
+    encoder = FeatureEncoder((), 0, FEATURE_SETS["facts"])
+    rows = []
+    for row in _rows(inputs):
+        context, user = Context(row["prompt"]), row["user_id"] or None
+        (vector,) = encoder.encode_many([context], [None], row["at_s"] or 0.0, [user])
+        rows.append(dict(zip(encoder.names, vector.tolist(), strict=True)))
+    return _columns("policy_facts", rows)
+
+
+def request_history_columns(inputs: Columns) -> dict[str, list[float]]:
+    """The view ``request_history``: similar past requests and the user's own, told and scaled.
+
+    Parameters
+    ----------
+    inputs
+        Columns of one length: ``prompt``, ``user_id``, and ``history``: the base64 text of what
+        `optimizer.request_history.RequestHistory.to_bytes` gave; empty for no past. One that cannot
+        be read counts as none, and ``history_unreadable`` is 1.
+    """
+    return _columns("request_history", [_past(row) for row in _rows(inputs)])
+
+
+def _past(row: Mapping[str, Any]) -> dict[str, float | None]:
+    embedder, encoder = _embedder(), _past_encoder()
+    given = row["history"]
+    known = _history(given) if given else None
+    history = known or RequestHistory(embedder.size)
+    prompt, user = row["prompt"], row["user_id"] or None
+    embedding = embedder.embed(prompt) if prompt else None
+    vector = encoder.encode(Context(prompt), embedding, 0.0)
+    past = history.read(encoder.embedding_of(vector), user)
+    scaled = encoder.fill_past(vector, user, history).tolist()
+    return {
+        **dict(zip(encoder.names, scaled, strict=True)),
+        "similarity_to_past": past.similarity,
+        "quality_of_similar": past.quality,
+        "user_segment": past.segment,
+        "user_requests": past.user_requests,
+        "user_quality": past.user_quality,
+        "history_unreadable": bool(given) and known is None,
+    }
+
+
+@cache
+def _embedder() -> Embedder:
+    return Embedder()
+
+
+@cache
+def _past_encoder() -> FeatureEncoder:
+    return FeatureEncoder((), _embedder().size, PAST_GROUPS)
+
+
+@lru_cache(maxsize=4)
+def _history(text: str) -> RequestHistory | None:
+    """None if it cannot be read, or is of another embedding."""
+    try:
+        history = RequestHistory.from_bytes(b64decode(text))
+    except (ValueError, IncompatibleState):
+        return None
+    return history if history.embedding_size == _embedder().size else None
+
+
 def _facts(row: Mapping[str, Any]) -> dict[str, float | None]:
     prompt, at_s = row["prompt"] or "", row["at_s"]
     values: dict[str, float | None] = {
@@ -85,14 +165,14 @@ def _time(at_s: float) -> dict[str, float]:
     share_of_day = days % 1.0
     sin_day, cos_day = cyclical(share_of_day, 1.0)
     sin_week, cos_week = cyclical(weekday, _DAYS_A_WEEK)
-    opening, closing = _BUSINESS_DAY
+    is_weekend, is_business_hours = calendar(at_s)
     return {
         "time_of_day_sin": sin_day,
         "time_of_day_cos": cos_day,
         "day_of_week_sin": sin_week,
         "day_of_week_cos": cos_week,
-        "is_weekend": weekday >= _WEEKEND,
-        "is_business_hours": weekday < _WEEKEND and opening <= share_of_day < closing,
+        "is_weekend": is_weekend,
+        "is_business_hours": is_business_hours,
     }
 
 

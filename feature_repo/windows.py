@@ -29,7 +29,6 @@ PANE_S = 10
 LATENESS_S = 3600
 """The longest window: its panes are there anyway, so what came about them may as well count."""
 
-_PERCENT = 95
 _POINT_BITS = 64
 """Fixed point: a value is cut off below 2 ** -64, 5e-20 of a dollar or second."""
 _FORMAT = 1
@@ -50,8 +49,8 @@ class WindowFeatures:
         US dollars.
     latency_mean_s
         Seconds.
-    latency_p95_s
-        Seconds: the value of rank ``ceil(0.95 n)`` of the n known, to 1 %.
+    latency_p50_s, latency_p95_s
+        Seconds: the values of rank ``ceil(0.5 n)`` and ``ceil(0.95 n)`` of the n known, to 1 %.
     error_rate
         Share in [0, 1] of quality exactly 0, among the outcomes whose quality is known.
     """
@@ -61,6 +60,7 @@ class WindowFeatures:
     cost_usd_mean: float | None = None
     cost_usd_sum: float = 0.0
     latency_mean_s: float | None = None
+    latency_p50_s: float | None = None
     latency_p95_s: float | None = None
     error_rate: float | None = None
 
@@ -243,7 +243,8 @@ class _Sums:
             cost_usd_mean=_mean(cost, costs),
             cost_usd_sum=cost / (1 << _POINT_BITS),
             latency_mean_s=_mean(latency, latencies),
-            latency_p95_s=nearest_rank(self.bins, _PERCENT),
+            latency_p50_s=nearest_rank(self.bins, 50),
+            latency_p95_s=nearest_rank(self.bins, 95),
             error_rate=errors / qualities if qualities > 0 else None,
         )
 

@@ -145,6 +145,9 @@ def replay(
     traits: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Prices and the like of models (YAML).")
     ] = None,
+    features: Annotated[
+        str, typer.Option(help="What policies see: small, facts, or full (with past requests).")
+    ] = "small",
     report: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write curves (PNG) and a page (HTML).")
     ] = None,
@@ -172,6 +175,7 @@ def replay(
             quality_price,
             frozen_after,
             traits,
+            features,
         )
         folder = None if report is None else report_folder(report)
         with steps("replay") as on_step:

@@ -31,7 +31,8 @@ def load_recording(name_or_path: str) -> RecordedOutcomes:
     ----------
     name_or_path
         ``paretobandit``, or a ``.parquet``, ``.csv`` or ``.jsonl`` file with the columns
-        ``request_id, prompt, task, model, quality, cost_usd`` and, if known, ``latency_s``.
+        ``request_id, prompt, task, model, quality, cost_usd`` and, if known, ``latency_s`` and
+        ``user_id``.
 
     Raises
     ------

@@ -35,6 +35,7 @@ def title(request: ReplayRequest, run: ReplayRun) -> str:
         "a point of quality is worth": None
         if request.quality_price_usd is None
         else f"{request.quality_price_usd:g} USD",
+        "features": None if request.features == "small" else request.features,
         "traits of models": None if request.traits is None else request.traits.name,
         "frozen after": None
         if request.frozen_after is None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
@@ -15,6 +14,7 @@ from feature_repo.embedding import Embedder
 from infra.recordings import load_recording, load_traits
 from optimizer.arm_traits import ArmTraits
 from optimizer.errors import InvalidInput, InvalidRecording, UnknownName
+from optimizer.extra_columns import FEATURE_SETS
 from optimizer.features import FeatureEncoder
 from optimizer.policies import (
     EXPLORATIONS,
@@ -28,6 +28,7 @@ from optimizer.recorded import RecordedOutcomes
 from optimizer.records import Arm, Context, Matrix, Vector
 from optimizer.replay import replay
 from optimizer.replay_conditions import Conditions, course, parse_delay
+from optimizer.replay_history import PassHistory
 from optimizer.replay_seeds import Curve, interval, over_seeds, regret_curve
 from optimizer.replay_summary import summary
 from optimizer.reward import Objective, parse_weights
@@ -68,6 +69,8 @@ class ReplayRequest:
         Requests after which nothing is learned any more.
     traits
         A YAML file of what is known of models beforehand, see `infra.recordings.load_traits`.
+    features
+        One of `optimizer.extra_columns.FEATURE_SETS`.
     """
 
     data: str
@@ -84,6 +87,7 @@ class ReplayRequest:
     quality_price_usd: float | None = None
     frozen_after: int | None = None
     traits: Path | None = None
+    features: str = "small"
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,8 @@ def run_replay(
     settings = _policies(request.policies or (PolicySettings().name,))
     if request.seeds < 1:
         raise InvalidInput("seeds", request.seeds, "a number of passes, 1 or more")
+    if request.features not in FEATURE_SETS:
+        raise UnknownName("features", request.features, f"one of {', '.join(FEATURE_SETS)}")
     world = _world(request)
     seeds = range(request.seed, request.seed + request.seeds)
     each = len(course(len(world.recorded.prompts), request.seed, world.conditions).order)
@@ -158,7 +164,7 @@ def run_replay(
     told: dict[str, list[dict[str, Any]]] = {one.name: [] for one in settings}
     regrets: dict[str, list[Vector]] = {one.name: [] for one in settings}
     with threadpool_limits(1):
-        encoder, features = encode(world.recorded)
+        encoder, features = encode(world.recorded, FEATURE_SETS[request.features])
         # Seed by seed, so that what else the machine does falls on every policy alike.
         for seed in seeds:
             for one in settings:
@@ -168,7 +174,10 @@ def run_replay(
                     on_step(before + step + 1, total, label)
 
                 policy = _made(one, world, encoder)
-                result = replay(world.recorded, features, policy, seed, count, world.conditions)
+                past = PassHistory(encoder, world.recorded.users) if encoder.knows_past else None
+                result = replay(
+                    world.recorded, features, policy, seed, count, world.conditions, past
+                )
                 told[one.name].append(summary(request.data, world.recorded, policy, seed, result))
                 regrets[one.name].append(result.best - result.rewards)
                 done += each
@@ -177,18 +186,29 @@ def run_replay(
     return ReplayRun(told_of_all, policies, curves, world.static_model)
 
 
-def encode(recorded: RecordedOutcomes) -> tuple[FeatureEncoder, Matrix]:
-    """The encoder for a recording's tasks, and the features of its requests, shape (n, d)."""
+def encode(
+    recorded: RecordedOutcomes, extra_groups: Sequence[str] = ()
+) -> tuple[FeatureEncoder, Matrix]:
+    """The encoder for a recording's tasks, and the features of its requests, shape (n, d).
+
+    A recording has no times: every request comes at the same hour.
+
+    Parameters
+    ----------
+    recorded
+        The recording.
+    extra_groups
+        See `optimizer.features.FeatureEncoder`; columns of past requests are left 0.
+    """
     embedder = Embedder()
-    encoder = FeatureEncoder(sorted(set(recorded.tasks)), embedder.size)
+    encoder = FeatureEncoder(sorted(set(recorded.tasks)), embedder.size, extra_groups)
     embeddings = embedder.embed_many(recorded.prompts)
-    rows = [
-        encoder.encode(Context(prompt=prompt, task=task), embedding, now_s=0.0)
-        for prompt, task, embedding in zip(
-            recorded.prompts, recorded.tasks, embeddings, strict=True
-        )
+    contexts = [
+        Context(prompt=prompt, task=task)
+        for prompt, task in zip(recorded.prompts, recorded.tasks, strict=True)
     ]
-    return encoder, pd.DataFrame(rows).to_numpy()
+    users = None if recorded.users is None else [user or None for user in recorded.users]
+    return encoder, encoder.encode_many(contexts, list(embeddings), 0.0, users)
 
 
 def dearest_model(recorded: RecordedOutcomes) -> str:

@@ -9,8 +9,16 @@ from typing import Protocol
 import numpy as np
 
 from optimizer.errors import InvalidInput
+from optimizer.extra_columns import (
+    EXTRA_COLUMNS,
+    PAST_GROUPS,
+    checked_groups,
+    fact_values,
+    past_values,
+)
 from optimizer.feature_schema import FeatureSchema
 from optimizer.records import Matrix, Vector
+from optimizer.request_history import RequestHistory
 from optimizer.transformations import hashed
 
 __all__ = [
@@ -76,6 +84,8 @@ class FeatureEncoder:
         Known tasks, each a column; any other task shares one more column.
     embedding_size
         Length of the reduced prompt embedding, 0 for none.
+    extra_groups
+        Further columns, names of `optimizer.extra_columns.EXTRA_COLUMNS`; they stand at the end.
 
     Examples
     --------
@@ -86,18 +96,27 @@ class FeatureEncoder:
     True
     """
 
-    def __init__(self, tasks: Sequence[str], embedding_size: int) -> None:
+    def __init__(
+        self, tasks: Sequence[str], embedding_size: int, extra_groups: Sequence[str] = ()
+    ) -> None:
         if len(set(tasks)) != len(tasks):
             raise InvalidInput("tasks", list(tasks), "each task may be named once")
         if embedding_size < 0:
             raise InvalidInput("embedding_size", embedding_size, "0 or more")
         self.tasks = tuple(tasks)
         self.embedding_size = embedding_size
+        self.extra_groups = checked_groups(extra_groups)
+        extra = [name for group in self.extra_groups for name in EXTRA_COLUMNS[group]]
+        past = [group for group in self.extra_groups if group in PAST_GROUPS]
+        if past and not embedding_size:
+            raise InvalidInput("extra_groups", past, "an embedding, by which requests are compared")
         self._column = {task: 1 + index for index, task in enumerate(self.tasks)}
         self._other = 1 + len(self.tasks)
         self._side = self._other + 1
         self._hashed = self._side + len(SIDE_COLUMNS)
         self._embedding = self._hashed + _HASHED_COLUMNS
+        self._extra = self._embedding + embedding_size
+        self._past = self._extra + len(extra) - sum(len(EXTRA_COLUMNS[group]) for group in past)
         self.names: tuple[str, ...] = (
             "constant",
             *(f"task={task}" for task in self.tasks),
@@ -105,6 +124,7 @@ class FeatureEncoder:
             *SIDE_COLUMNS,
             *(f"hashed_{index}" for index in range(_HASHED_COLUMNS)),
             *(f"embedding_{index}" for index in range(embedding_size)),
+            *extra,
         )
         self.size = len(self.names)
         self.groups: tuple[int, ...] = (
@@ -128,6 +148,7 @@ class FeatureEncoder:
         contexts: Sequence[RequestContext],
         embeddings: Sequence[Vector | None],
         now_s: float,
+        users: Sequence[str | None] | None = None,
     ) -> Matrix:
         """The features of requests.
 
@@ -139,11 +160,14 @@ class FeatureEncoder:
             The reduced embedding of each prompt, shape (embedding_size,), or None without a prompt.
         now_s
             Unix time in seconds; hours and weekdays are UTC.
+        users
+            Who asks, n ids or None; only the columns of the group ``user`` read it.
 
         Returns
         -------
         Shape (n, size), rounded to 1/4096 and to what a float16 holds: a decision token carries
-        them exactly, and sums of their products are exact (see `optimizer.policies.sums`).
+        them exactly, and sums of their products are exact (see `optimizer.policies.sums`). Columns
+        of past requests are 0, see `fill_past`.
         """
         number, side = len(contexts), self._side
         table = np.zeros((number, self.size))
@@ -181,11 +205,43 @@ class FeatureEncoder:
         if self.embedding_size:
             for row, embedding in enumerate(embeddings):
                 if embedding is not None:
-                    table[row, self._embedding :] = embedding
+                    table[row, self._embedding : self._extra] = embedding
+        if self.extra_groups:
+            table[:, self._extra :] = [
+                fact_values(self.extra_groups, context.prompt, user, now_s)
+                for context, user in zip(contexts, users or [None] * number, strict=True)
+            ]
         table *= _GRID
         np.rint(table, out=table)
         table /= _GRID
         return table.astype(np.float16).astype(np.float64)
+
+    @property
+    def knows_past(self) -> bool:
+        """Whether there are columns of past requests, which `fill_past` fills."""
+        return self._past < self.size
+
+    def embedding_of(self, vector: Vector) -> Vector:
+        """Shape (embedding_size,): the prompt's part of a feature vector, zeros without one."""
+        return vector[self._embedding : self._extra]
+
+    def fill_past(self, vector: Vector, user: str | None, history: RequestHistory) -> Vector:
+        """A feature vector of `encode` with its columns of past requests, rounded as the others.
+
+        Parameters
+        ----------
+        vector
+            Shape (size,); it stays as it is.
+        user
+            Who asks, None if not told.
+        history
+            As it was when the request came: without its own outcome.
+        """
+        filled = vector.copy()
+        past = past_values(self.extra_groups, history.read(self.embedding_of(vector), user))
+        grid = np.rint(np.array(past) * _GRID) / _GRID
+        filled[self._past :] = grid.astype(np.float16)
+        return filled
 
 
 def unpack(packed: bytes) -> Vector:

@@ -31,6 +31,8 @@ class RecordedOutcomes:
         Shape (n, k); quality in [0, 1], cost in US dollars.
     latency_s
         Shape (n, k) in seconds, or None where the recording has none.
+    users
+        Length n: who asked, empty where not told; None where the recording has no ``user_id``.
     """
 
     request_ids: tuple[str, ...]
@@ -40,6 +42,7 @@ class RecordedOutcomes:
     quality: Matrix
     cost_usd: Matrix
     latency_s: Matrix | None
+    users: tuple[str, ...] | None = None
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> RecordedOutcomes:
@@ -86,6 +89,7 @@ class RecordedOutcomes:
             quality,
             cost,
             latency,
+            tuple(first.user_id.fillna("").astype(str)) if "user_id" in first else None,
         )
 
     def objective(self, weights: Weights) -> Objective:
@@ -112,6 +116,7 @@ class RecordedOutcomes:
             self.quality[rows],
             self.cost_usd[rows],
             None if latency is None else latency[rows],
+            None if self.users is None else tuple(self.users[row] for row in rows),
         )
 
     def only(self, models: Sequence[str]) -> RecordedOutcomes:
@@ -153,7 +158,12 @@ class RecordedOutcomes:
             np.vstack([self.quality, later.quality]),
             np.vstack([self.cost_usd, later.cost_usd]),
             None if mine is None or theirs is None else np.vstack([mine, theirs]),
+            None if self.users is None and later.users is None else _told(self) + _told(later),
         )
+
+
+def _told(recorded: RecordedOutcomes) -> tuple[str, ...]:
+    return ("",) * len(recorded.prompts) if recorded.users is None else recorded.users
 
 
 def _pivot(

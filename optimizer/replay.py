@@ -14,6 +14,7 @@ from optimizer.recorded import RecordedOutcomes
 from optimizer.records import Arm, Indices, Matrix, Observation, Outcome, Vector
 from optimizer.replay_budget import Purse
 from optimizer.replay_conditions import Conditions, Course, course
+from optimizer.replay_history import PassHistory
 
 __all__ = [
     "ReplayResult",
@@ -71,6 +72,7 @@ def replay(
     seed: int,
     on_step: Callable[[int], None] = lambda step: None,
     conditions: Conditions = Conditions(),  # noqa: B008  immutable
+    history: PassHistory | None = None,
 ) -> ReplayResult:
     """Run ``policy`` once over the requests in an order drawn from ``seed``.
 
@@ -93,6 +95,8 @@ def replay(
         Called after each request with its step, for a progress bar.
     conditions
         Late and lost rewards, changes of the world, a budget.
+    history
+        Fills the columns of past requests, new for each pass; None if there are no such columns.
 
     Raises
     ------
@@ -114,10 +118,15 @@ def replay(
     versions = [0] * steps
     nothing = Outcome()
     learned = come = 0
+    # With a history a request's features depend on the step: learned from is what was decided by.
+    seen: list[Vector] = []
     for step, request in enumerate(requests):
         if step == arrives_at and step < learns_until:
             policy.set_arms([*policy.arm_ids, Arm(recorded.models[-1]).id])
         vector = features[request]
+        if history is not None:
+            vector = history.fill(request, vector)
+            seen.append(vector)
         candidates = None if purse is None else purse.candidates(step, len(policy.arm_ids))
         started = perf_counter_ns()
         probabilities = policy.probabilities(vector, candidates)
@@ -132,7 +141,10 @@ def replay(
             come += 1
             row, chosen = requests[then], int(arms[then])
             outcome = recorded.outcome(row, chosen)
-            news.append(Observation(chosen, features[row], nothing, outcome, versions[then], come))
+            known = features[row] if history is None else seen[then]
+            news.append(Observation(chosen, known, nothing, outcome, versions[then], come))
+            if history is not None:
+                history.learn(row, news[-1])
         if news:
             policy.learn(news)
             learned = come

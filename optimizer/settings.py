@@ -34,6 +34,7 @@ from pydantic_settings import (
 from optimizer import catalogue
 from optimizer.arm_traits import ArmTraits
 from optimizer.errors import InvalidSettings, UnknownName
+from optimizer.extra_columns import FEATURE_SETS, LIVE_FEATURE_SETS
 from optimizer.policies.names import PolicySettings
 from optimizer.records import Arm
 from optimizer.reward import Objective, Weights
@@ -127,6 +128,12 @@ class DecisionPoint(_Strict):
         "`cost_cap_usd`, excludes `quality_floor`",
     )
     policy: PolicySettings = Field(PolicySettings(), description="how it decides")
+    features: str = Field(
+        "small",
+        description="what policies see of a request: `small`, or `facts` (also length, reading "
+        "difficulty, language, calendar and hash of the unit id); those of past requests (`full`) "
+        "are for replays alone, since replicas hold no history; another choice learns anew",
+    )
     control_share: float = Field(
         0.05, ge=0, le=0.5, description="permanent share of units that are decided uniformly"
     )
@@ -141,6 +148,16 @@ class DecisionPoint(_Strict):
     default_quality: float | None = Field(
         None, ge=0, le=1, description="quality of a decision closed without reward; none if empty"
     )
+
+    @field_validator("features")
+    @classmethod
+    def _live(cls, features: str) -> str:
+        if features in LIVE_FEATURE_SETS:
+            return features
+        known = f"must be one of {', '.join(LIVE_FEATURE_SETS)}"
+        if features in FEATURE_SETS:
+            known += ": it needs the history of past requests, which only replays carry"
+        raise ValueError(f"features={features!r} {known}")
 
     @model_validator(mode="after")
     def _consistent(self) -> DecisionPoint:

@@ -16,6 +16,7 @@ import msgspec
 from feature_repo.embedding import Embedder
 from optimizer.errors import UnknownName
 from optimizer.experiments.allocation import with_floor
+from optimizer.extra_columns import FEATURE_SETS
 from optimizer.features import FeatureEncoder, pack
 from optimizer.policies import Policy, draw_many
 from optimizer.records import Matrix
@@ -46,7 +47,7 @@ Request = DecisionBody | DecisionRequest
 
 def make_encoder(point: DecisionPoint, embedder: Embedder) -> FeatureEncoder:
     """The feature layout of a decision point."""
-    return FeatureEncoder(point.tasks, embedder.size)
+    return FeatureEncoder(point.tasks, embedder.size, FEATURE_SETS[point.features])
 
 
 class _Drawn(NamedTuple):
@@ -149,7 +150,8 @@ class LivePoint:
         contexts = [request.context for request in requests]
         embed = self._embed
         embeddings = [embed(one.prompt) if one.prompt else None for one in contexts]
-        features = self.encoder.encode_many(contexts, embeddings, now)
+        users = [request.unit_id for request in requests]
+        features = self.encoder.encode_many(contexts, embeddings, now, users)
         routes = self.shelf.routes
         drawn = self._choose(routes, features, requests, allowed)
         ids = os.urandom(_ID_BYTES * len(requests))

@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from feature_repo.catalogue import (
     table,
 )
 from feature_repo.connections import repo_config
-from feature_repo.definitions import OBJECTS, PRICE_TIERS, catalogue_v2, decision_v1
+from feature_repo.definitions import OBJECTS, PRICE_TIERS, catalogue_v2, catalogue_v3, decision_v1
 from feature_repo.embedding import Embedder
 from feature_repo.on_demand import request_and_arm_columns, request_facts_columns
 from feature_repo.store import FeatureStoreClient
@@ -36,7 +37,8 @@ from optimizer.arm_traits import ArmTraits
 from optimizer.errors import InvalidInput, UnknownName
 from optimizer.features import FeatureEncoder
 from optimizer.prompt_text import LANGUAGES
-from optimizer.records import Context
+from optimizer.records import Context, Outcome
+from optimizer.request_history import RequestHistory
 
 ROOT = Path(__file__).parents[1]
 SUNDAY_NOON_S = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
@@ -128,11 +130,14 @@ def test_the_services_hold_what_they_should():
     views = [projection.name for projection in decision_v1.feature_view_projections]
     assert views == ["arm_statistics", "request_features"]
     held = {
-        field.name
-        for projection in catalogue_v2.feature_view_projections
-        for field in projection.features
+        service.name: {
+            field.name
+            for projection in service.feature_view_projections
+            for field in projection.features
+        }
+        for service in (catalogue_v2, catalogue_v3)
     }
-    assert held == {one.name for one in FEATURES}
+    assert held["catalogue_v3"] == {one.name for one in FEATURES} > held["catalogue_v2"]
 
 
 def test_the_service_names_the_fitted_state_behind_it():
@@ -141,7 +146,8 @@ def test_the_service_names_the_fitted_state_behind_it():
 
 
 def test_the_windows_are_the_columns_that_the_stream_makes():
-    names = "count quality_mean cost_usd_mean cost_usd_sum latency_mean_s latency_p95_s error_rate"
+    names = "count quality_mean cost_usd_mean cost_usd_sum latency_mean_s"
+    names += " latency_p50_s latency_p95_s error_rate"
     expected = [f"{name}_{w}m" for w in (1, 5, 15, 60) for name in names.split()]
     assert list(WINDOW_COLUMNS) == expected
 
@@ -252,6 +258,7 @@ def test_the_registry_tells_what_every_feature_means(applied):
     assert {service.name for service in store.list_feature_services()} == {
         "decision_v1",
         "catalogue_v2",
+        "catalogue_v3",
     }
     assert store.get_feature_service("catalogue_v2").tags == catalogue_v2.tags
 
@@ -263,8 +270,11 @@ def test_the_whole_catalogue_is_the_same_online_and_offline(applied):
     client.push("chat", {"small": arm}, now)
     client.log("chat", {"small": arm}, now)
     model_facts.write(store, dsn, model_facts.frame("chat", FACTS, now - 7200))
-    rows = [{"arm_key": "chat/small", **REQUEST}, {"arm_key": "chat/new", **REQUEST}]
-    service = store.get_feature_service("catalogue_v2")
+    past = RequestHistory(Embedder().size)
+    past.update(Embedder().embed(REQUEST["prompt"]), "u-7", Outcome(), Outcome(quality=1.0))
+    request = {**REQUEST, "history": b64encode(past.to_bytes()).decode()}
+    rows = [{"arm_key": "chat/small", **request}, {"arm_key": "chat/new", **request}]
+    service = store.get_feature_service("catalogue_v3")
     online = store.get_online_features(features=service, entity_rows=rows).to_df()
     frame = pd.DataFrame(rows).assign(event_timestamp=datetime.fromtimestamp(now + 1, UTC))
     offline = store.get_historical_features(entity_df=frame, features=service).to_df()
@@ -278,7 +288,10 @@ def test_the_whole_catalogue_is_the_same_online_and_offline(applied):
         assert live["latency_priority"] == (2.0 if known else 0.0)
         assert math.isnan(live["count_5m"]) and math.isnan(live["quality"]) is not known
     assert online["tier"].iloc[0] == 3.0
+    assert online["similarity_to_past"].iloc[0] == pytest.approx(1.0)
+    assert online["user_segment"].iloc[0] == 2 and online["user_requests"].iloc[0] == 1
+    assert online["language_de"].iloc[0] == pytest.approx(0.3, abs=2e-4)
 
 
 def test_all_objects_are_registered_once():
-    assert catalogue_v2 in OBJECTS and decision_v1 in OBJECTS
+    assert {decision_v1.name, catalogue_v2.name, catalogue_v3.name} < {one.name for one in OBJECTS}

@@ -270,7 +270,7 @@ def test_faults_raise_alerts_that_end_with_them(platform, caplog) -> None:
         quiet = [record.message for record in caplog.records]
         content = get(state, "/v1/features").json()
         whole = {(one["view"], one["missing"]) for one in content["views"]}
-        assert whole == {("arm_statistics", 1), ("arm_windows", 0), ("model_facts", None)}
+        assert whole == {("arm_statistics", 0), ("arm_windows", 0), ("model_facts", None)}
 
         # Outcomes: late, and out of range.
         assert content["late_outcomes"] == {"chat": 1}
@@ -279,9 +279,9 @@ def test_faults_raise_alerts_that_end_with_them(platform, caplog) -> None:
         cost = {"decision_point": "chat", "part": "cost_usd"}
         assert sample(state, "llmopt_learner_outcome_violations_total", **cost) == 1.0
         assert state.features.recent("chat", "small").cost_usd == 1000.0
-        # The second, of three hours ago, hardly weighs.
+        # Arms without an outcome are pushed too, so nothing is missing.
         missing = {"view": "arm_statistics", "decision_point": "chat"}
-        assert sample(state, "llmopt_feature_missing_share", **missing) == 0.5
+        assert sample(state, "llmopt_feature_missing_share", **missing) == 0.0
 
         learning.close()
         stale = {("arm_statistics", "stale"), ("arm_windows", "stale")}

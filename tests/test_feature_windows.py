@@ -9,7 +9,7 @@ from feature_repo.definitions import arm_windows
 from feature_repo.store import FeatureStoreClient
 from feature_repo.windows import COLUMNS, WINDOWS_MIN, WindowFeatures
 
-FULL = WindowFeatures(3.0, 0.5, 0.001, 0.003, 0.2, 0.4, 0.25)
+FULL = WindowFeatures(3.0, 0.5, 0.001, 0.003, 0.2, 0.15, 0.4, 0.25)
 EMPTY = {minutes: WindowFeatures() for minutes in WINDOWS_MIN}
 
 

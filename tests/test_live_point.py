@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from feature_repo.embedding import Embedder
 from optimizer.errors import UnknownName
@@ -20,7 +21,7 @@ from serving.replica_state import ReplicaState
 from serving.routes import make_point_policy
 from serving.schema import read_decision
 from serving.snapshots import Snapshot, SnapshotStore
-from serving.tokens import CHAMPION, CONTROL, FALLBACK, TokenSigner
+from serving.tokens import CHAMPION, CONTROL, FALLBACK, TokenSigner, parse
 
 POINT = DecisionPoint.model_validate(
     {
@@ -190,3 +191,23 @@ def test_the_longest_unused_policies_are_let_go_and_come_back(
     finally:
         state.close()
         store.close()
+
+
+def test_a_point_that_sees_facts_decides_by_them_and_its_tokens_carry_them(embedder, logged):
+    point = POINT.model_copy(update={"features": "facts"})
+    live = LivePoint(point, embedder, SIGNER, logged.append)
+    live.shelf.take(learned(live))
+    asked = request(context={"prompt": "Wie ist das Wetter?"}, unit_id="ann")
+    (answer,) = decided(live, [asked])
+    assert answer["fallback"] is False
+    seen = dict(zip(live.encoder.names, unpack(parse(logged[0].tokens[0]).features), strict=True))
+    assert seen["language_de"] == pytest.approx(0.3, abs=2e-4)
+    assert any(seen[f"user_{index}"] for index in range(8))
+    small = LivePoint(POINT, embedder, SIGNER, logged.append)
+    assert not small.shelf.take(learned(live)), "a policy of other features is left alone"
+
+
+@pytest.mark.parametrize(("features", "why"), [("full", "only replays"), ("big", "small, facts")])
+def test_features_that_replicas_cannot_make_are_refused(features: str, why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        DecisionPoint.model_validate(POINT.model_dump() | {"features": features})
