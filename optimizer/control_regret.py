@@ -4,7 +4,7 @@ Control draws every arm with a known probability, so each control row of an arm,
 inverse of that probability, is an unbiased sample of what this arm would bring on the same traffic.
 For each arm the pseudo-outcomes of `optimizer.confidence.difference` are summed, with control rows
 of that arm as one group and all rows that are not control as the other. The regret is that of the
-best arm; a policy that tells requests apart can do better than any arm, and its regret is then negative.
+best arm; a policy that tells requests apart can do better than any arm: its regret is below 0.
 
 What holds: with ``alpha / arms`` for each arm, all intervals cover at all times with a probability
 of ``1 - alpha`` (asymptotically, see `optimizer.confidence`), and so do the largest of their low
