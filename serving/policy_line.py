@@ -24,7 +24,7 @@ from serving.routes import make_point_policy
 from serving.snapshots import Progress, Snapshot, SnapshotStore
 from serving.tokens import CONTROL, TEACHERS, Decision, parse
 
-__all__ = ["Checkpoint", "PolicyLine", "fold", "make_watch", "snapshot_of"]
+__all__ = ["Checkpoint", "PolicyLine", "fold", "lock_name", "make_watch", "snapshot_of"]
 
 _LOG = logging.getLogger(__name__)
 _FIRST_VERSION = 1000
@@ -113,6 +113,11 @@ def snapshot_of(
         schema,
         progress,
     )
+
+
+def lock_name(decision_point: str) -> str:
+    """The advisory lock that the one writer of a decision point's policies holds."""
+    return f"llmopt learner {decision_point}"
 
 
 def make_watch(point: DecisionPoint) -> LearnerWatch:
@@ -209,6 +214,10 @@ class PolicyLine:
                 _LOG.info("%s: the watch starts anew: %s", self.point.name, error)
                 self.watch = make_watch(self.point)
                 self.watch.start(self.position)
+        self._alarms_told = self.watch.raised
+
+    def alarms_are_told(self) -> None:
+        """Take the alarms so far as recorded: they were, by whoever folded these rows first."""
         self._alarms_told = self.watch.raised
 
     def policy_of(self, state: bytes) -> Policy:
