@@ -255,7 +255,7 @@ def _page(
     lines = [
         "# The learner",
         "",
-        f"`python -m benchmarks.learner`, {datetime.now(UTC):%Y-%m-%d}, {cores} cores, load average "
+            f"| 1,000 rewards, `{name}`, watched: median, slowest, first | "
         f"{load:.1f} at the end. 3 arms, {size} features, PostgreSQL with fsync; the feed, the "
         "servers, ten learners and the stand-in of a replica share the machine.",
         "",
@@ -266,11 +266,12 @@ def _page(
         rest = sorted(taken[1:])
         lines.append(
             f"| 1,000 rewards learned and watched, `{name}`: median, slowest, the first 1,000 | "
-            f"{rest[len(rest) // 2] * 1e3:.0f} ms, {rest[-1] * 1e3:.0f} ms, {taken[0] * 1e3:.0f} ms |"
+            f"{rest[len(rest) // 2] * 1e3:.0f} ms, {rest[-1] * 1e3:.0f} ms, "
+            f"{taken[0] * 1e3:.0f} ms |"
         )
     p50, p99, most = points["wait_s"]
     lines += [
-        f"| ten decision points: rewards stored | {points['rewards']} at {points['per_s']:.0f}/s |",
+        f"| ten decision points: rewards | {points['rewards']} at {points['per_s']:.0f}/s |",
         f"| reward to replica, all {points['measured']} rewards: p50, p99, longest | "
         f"{p50:.2f} s, {p99:.2f} s, {most:.2f} s |",
         f"| backlog of all ten: median, largest | {points['backlog'][0]}, {points['backlog'][1]} |",

@@ -23,8 +23,8 @@ GRID = 2.0**-10
 _GROUP = 8
 _KEPT, _DROPPED = 1000, 750
 _CONFIDENCE = 1e-6
-"""ADWIN's delta. Its own bound is wide; what shuffled traffic really does is measured by
-``python -m benchmarks.learner_watch``."""
+"""ADWIN's delta. Its own bound is wide: see `tests/test_learner_watch.py` for what shuffled traffic
+really does."""
 _SLACK, _THRESHOLD = 0.025, 5.0
 """Page-Hinkley's. For 0/1 numbers, the noisiest there are, a false alarm comes about once in
 600,000 (of means over n numbers: ``variance / (2 slack^2) * exp(2 slack threshold n / variance)``);
