@@ -255,8 +255,8 @@ def _page(
     lines = [
         "# The learner",
         "",
-            f"| 1,000 rewards, `{name}`, watched: median, slowest, first | "
-        f"{load:.1f} at the end. 3 arms, {size} features, PostgreSQL with fsync; the feed, the "
+        f"`python -m benchmarks.learner`, {datetime.now(UTC):%Y-%m-%d}, {cores} cores, "
+        f"load average {load:.1f} at the end. 3 arms, {size} features, PostgreSQL with fsync; the feed, the "
         "servers, ten learners and the stand-in of a replica share the machine.",
         "",
         "| what | figure |",
