@@ -256,8 +256,8 @@ def _page(
         "# The learner",
         "",
         f"`python -m benchmarks.learner`, {datetime.now(UTC):%Y-%m-%d}, {cores} cores, "
-        f"load average {load:.1f} at the end. 3 arms, {size} features, PostgreSQL with fsync; the feed, the "
-        "servers, ten learners and the stand-in of a replica share the machine.",
+        f"load average {load:.1f} at the end. 3 arms, {size} features, PostgreSQL with fsync; "
+        "feed, servers, ten learners and the stand-in of a replica share the machine.",
         "",
         "| what | figure |",
         "|---|---|",
