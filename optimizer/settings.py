@@ -211,7 +211,9 @@ class LearnerSettings(_Strict):
     batch_s: float = Field(0.25, gt=0, le=60, description="longest wait before rewards are learned")
     batch_rewards: int = Field(1000, ge=1, le=100_000, description="rewards learned at once")
     checkpoint_s: float = Field(5.0, gt=0, description="between checkpoints in PostgreSQL")
-    version_rewards: int = Field(1000, ge=1, description="rewards between versions in MLflow")
+    version_rewards: int = Field(
+        10_000, ge=1, description="rewards between versions in MLflow; the first comes after 1,000"
+    )
     version_s: float = Field(3600.0, gt=0, description="longest time between versions in MLflow")
     versions_kept: int = Field(5, ge=1, description="versions of a decision point kept in MLflow")
 

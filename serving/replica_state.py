@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from serving.metrics import ReplicaMetrics
 from serving.outcomes import recent_outcomes
 from serving.reward_writer import RewardWriter, connect
 from serving.savings import ControlReader
-from serving.snapshots import SnapshotStore
+from serving.snapshots import Snapshot, SnapshotStore
 from serving.tokens import TokenSigner
+from serving.watch_metrics import watch_metrics
 
 __all__ = ["ReplicaState"]
 
@@ -84,7 +86,7 @@ class ReplicaState:
                     self.features.windows_age_s,
                 ),
             },
-            self.feature_health.metrics,
+            lambda: chain(self.feature_health.metrics(), watch_metrics(self.points.values())),
         )
         self._take_newest(self._wanted())
         self._thread = threading.Thread(
@@ -177,7 +179,7 @@ class ReplicaState:
                 "decisions": len(known),
                 "incomplete": len(recent) - len(known),
             },
-            "learner": {"pid": newest.learner_pid, "at": newest.published_at} if newest else None,
+            "learner": _learner(newest),
         }
 
     def _wanted(self) -> list[str]:
@@ -195,7 +197,9 @@ class ReplicaState:
                 for ref in shelf.lacking():
                     snapshot = self._snapshots.newest(name, ref)
                     if snapshot is not None:
-                        shelf.take(snapshot)
+                        known = shelf.has(ref)
+                        if shelf.take(snapshot) and known:
+                            self._measure(name, snapshot)
             except Unavailable as error:
                 _LOG.warning("no snapshot of %s for now: %s", name, error)
                 return
@@ -215,6 +219,15 @@ class ReplicaState:
             elif name in wanted:
                 self._take_newest([name])
             self._take_newest(one for one in wanted if self.points[one].policy is None)
+
+    def _measure(self, name: str, snapshot: Snapshot) -> None:
+        """How long its rewards took; the first snapshot after a start brings old ones."""
+        progress, now = snapshot.progress, time.time()
+        if progress is None or progress.newest_reward_at is None:
+            return
+        assert progress.oldest_reward_at is not None
+        self.metrics.swapped(name, "newest", now - progress.newest_reward_at)
+        self.metrics.swapped(name, "oldest", now - progress.oldest_reward_at)
 
     def _use_statistics(self, name: str, statistics: dict[str, ArmFeatures]) -> None:
         live = self.points[name]
@@ -271,6 +284,19 @@ def _plan(live: LivePoint) -> dict[str, Any]:
             one.experiment_id: {"share": one.share * (1.0 - control)} for one in plan.experiments
         }
     return shown
+
+
+def _learner(newest: Snapshot | None) -> dict[str, Any] | None:
+    if newest is None:
+        return None
+    progress = newest.progress
+    return {
+        "pid": newest.learner_pid,
+        "at": newest.published_at,
+        "rewards_per_s": progress.rewards_per_s if progress else None,
+        "saved_at": progress.saved_at if progress else None,
+        "watch": progress.watch if progress else None,
+    }
 
 
 def _resident_bytes() -> float:

@@ -105,10 +105,15 @@ class LinearHeads:
 
         In standard deviations of the noise; NaN where a target is unknown or was known before.
         """
-        expected = np.einsum("tnd,nd->nt", self._reference[:, rows.arm], rows.features)
+        expected = self.foreseen(rows)
         first = np.where(np.isnan(rows.before), rows.after, np.nan)
         surprise: Matrix = (first - expected) / np.sqrt(self._scatter[:, rows.arm].T)
         return surprise
+
+    def foreseen(self, rows: Rows) -> Matrix:
+        """Shape (n, targets): what was expected at the last `settle`."""
+        expected: Matrix = np.einsum("tnd,nd->nt", self._reference[:, rows.arm], rows.features)
+        return expected
 
     def refresh(self, target_weights: Vector) -> None:
         """Bring predictions up to date with the sums, for this linear form of targets."""
