@@ -211,14 +211,14 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
         )
         positions: dict[str, int] = dict(cursor.fetchall())
         cursor.execute(
-            "SELECT decision_id, event_id, kind, weight, occurred_at, quality, cost_usd, latency_s,"
-            " feedback, known_after FROM rewards "
+            "SELECT uuid_send(decision_id), event_id, kind, weight, occurred_at, quality, cost_usd,"
+            " latency_s, feedback, known_after FROM rewards "
             "WHERE decision_id = ANY(%s::uuid[]) ORDER BY decision_id, position",
             ([raw.hex() for raw in ids],),
         )
         known = {raw: _Known({}, _NOTHING) for raw in ids}
         for decision_id, event_id, kind, weight, occurred_at, *values, after in cursor.fetchall():
-            decision = known[decision_id.bytes]
+            decision = known[decision_id]
             _tell(decision.cells, event_id, kind, values, weight, occurred_at)
             decision.parts = after
         duplicates, rows = _fold(events, known, positions)
