@@ -278,10 +278,10 @@ def test_any_order_ends_in_the_same_ledger_and_policy(connection: Connection) ->
     run_state_machine_as_test(
         OnThis,
         settings=hypothesis_settings(
-            max_examples=40,
-            stateful_step_count=15,
+            max_examples=30,
+            stateful_step_count=12,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.explicit, Phase.generate, Phase.shrink],
+            phases=[Phase.generate, Phase.shrink],
         ),
     )

@@ -75,6 +75,14 @@ class Caller:
 
         return asyncio.run(call())
 
+    def get(self, path: str) -> httpx.Response:
+        async def call() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self._app)  # type: ignore[arg-type]
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.get(path)
+
+        return asyncio.run(call())
+
     def decide(self) -> str:
         answer = self.post("/v1/decisions", {"decision_point": "chat", "context": {}})
         decision_id: str = answer.json()["decision_id"]
@@ -219,6 +227,15 @@ def test_refusals_name_field_value_and_remedy(caller) -> None:
     assert caller.known(told) == Outcome()
 
 
+def test_a_decision_point_tells_what_it_takes(caller) -> None:
+    kinds = {
+        kind["name"]: kind for kind in caller.get("/v1/decision-points/chat").json()["signals"]
+    }
+    assert set(kinds) == set(CATALOGUE) | set(SIGNALS)
+    assert (kinds["stars"]["family"], kinds["stars"]["weight"]) == ("explicit", 3.0)
+    assert (kinds["judge"]["low"], kinds["judge"]["high"]) == (0, 10)
+
+
 def event(**given_: Any) -> dict[str, Any]:
     return {
         "specversion": "1.0",
@@ -271,7 +288,7 @@ def test_what_the_schema_refuses_the_service_refuses(caller) -> None:
         assert (answer.status_code, answer.json()["field"]) == (422, field), answer.text
 
 
-def test_the_schema_is_a_schema_and_knows_every_form(api, caller) -> None:
+def test_the_schema_is_a_schema_and_knows_every_form(caller) -> None:
     schema = reward_schema()
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
@@ -283,12 +300,7 @@ def test_the_schema_is_a_schema_and_knows_every_form(api, caller) -> None:
     ):
         validator.validate(event(subject="x", data=data))
 
-    async def served() -> httpx.Response:
-        transport = httpx.ASGITransport(app=api)  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.get("/v1/schemas/reward.json")
-
-    answer = asyncio.run(served())
+    answer = caller.get("/v1/schemas/reward.json")
     assert answer.json() == schema
     assert answer.headers["content-type"] == "application/schema+json"
 
