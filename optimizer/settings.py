@@ -33,12 +33,13 @@ from pydantic_settings import (
 
 from optimizer import catalogue
 from optimizer.arm_traits import ArmTraits
-from optimizer.errors import InvalidSettings, UnknownName
+from optimizer.errors import InvalidInput, InvalidSettings, UnknownName
 from optimizer.extra_columns import FEATURE_SETS, LIVE_FEATURE_SETS
 from optimizer.policies.names import PolicySettings
 from optimizer.records import Arm
 from optimizer.reward import Objective, Weights
 from optimizer.rollout.settings import CanarySettings
+from optimizer.signals import SignalSettings, signals_of
 
 __all__ = [
     "ArmSettings",
@@ -148,6 +149,11 @@ class DecisionPoint(_Strict):
     default_quality: float | None = Field(
         None, ge=0, le=1, description="quality of a decision closed without reward; none if empty"
     )
+    signals: dict[str, SignalSettings] = Field(
+        default_factory=dict,
+        description="kinds of signals with other weights, parts or ranges than those of "
+        "`optimizer.signals`, and kinds of your own",
+    )
 
     @field_validator("features")
     @classmethod
@@ -170,6 +176,10 @@ class DecisionPoint(_Strict):
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"decision point {self.name!r} names a task twice")
         self.objective()
+        try:
+            signals_of(self.signals)
+        except InvalidInput as error:  # pydantic takes no other errors as its own
+            raise ValueError(str(error)) from None
         return self
 
     def records(self) -> tuple[Arm, ...]:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from feature_repo.aggregates import ArmFeatures
 from feature_repo.embedding import Embedder
 from optimizer.errors import Unavailable
 from optimizer.settings import Settings
+from optimizer.signals import signals_of
 from serving import ledger
 from serving.arm_features import ArmFeatureReader
 from serving.decision_log import DecisionLog
@@ -169,6 +171,7 @@ class ReplicaState:
                 for index, arm in enumerate(point.arms)
             ],
             "weights": point.weights.model_dump(),
+            "signals": [asdict(signal) for signal in signals_of(point.signals).values()],
             "plan": _plan(live),
             **compared,
             "decisions": row[0] if row else 0,

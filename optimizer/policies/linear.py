@@ -10,7 +10,7 @@ import numpy as np
 
 from optimizer.errors import InvalidInput
 from optimizer.policies.hierarchy import Posterior, Variances, estimate_variances, posterior
-from optimizer.policies.sums import Rows, State, Sums
+from optimizer.policies.sums import Rows, State, Sums, on_grid
 from optimizer.records import Matrix, Vector
 from optimizer.reward import TARGETS
 
@@ -221,11 +221,12 @@ class LinearHeads:
         for held, found in self._posteriors.items():
             deviation = math.sqrt(self._noise[held])
             for rows in fresh:
-                for row in np.flatnonzero(~np.isnan(rows.after[:, held])):
+                after = on_grid(rows.after[:, held])  # what the sums hold, or the two would differ
+                for row in np.flatnonzero(~np.isnan(after)):
                     found.absorb(
                         int(rows.arm[row]),
                         rows.features[row] / deviation,
-                        float(rows.after[row, held]) / deviation,
+                        float(after[row]) / deviation,
                     )
         if target not in self._posteriors:
             self._posteriors[target] = self._solve(target)
