@@ -14,8 +14,10 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
+from msgspec import Struct
 
 from optimizer.records import Outcome
+from serving.copy_rows import copy_rows
 
 __all__ = ["WINDOW_CLOSED", "LedgerRow", "RewardEvent", "create_tables", "head", "read", "write"]
 
@@ -65,14 +67,27 @@ CREATE TABLE IF NOT EXISTS policy_checkpoints (
     PRIMARY KEY (decision_point, variant)
 );
 """
+_COLUMNS = {
+    "decision_point": "text",
+    "position": "int8",
+    "decision_id": "uuid",
+    "event_id": "text",
+    "quality": "float8",
+    "cost_usd": "float8",
+    "latency_s": "float8",
+    "feedback": "float8",
+    "known_before": "float8[]",
+    "known_after": "float8[]",
+    "token": "bytea",
+}
+"""What `write` gives; the rest has a default."""
 _TABLES_LOCK = 0x6C6C6D6F7074
 
 Values = tuple[float | None, ...]
 _NOTHING: Values = (None, None, None, None)
 
 
-@dataclass(frozen=True, slots=True)
-class RewardEvent:
+class RewardEvent(Struct, frozen=True, gc=False):
     """One event about one decision.
 
     Attributes
@@ -148,19 +163,14 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
         cursor.execute(
             "SELECT decision_id, event_id, quality, cost_usd, latency_s, feedback FROM rewards "
             "WHERE decision_id = ANY(%s::uuid[]) ORDER BY decision_id, position",
-            ([raw.hex() for raw in ids],),
+            (f"{{{','.join([raw.hex() for raw in ids])}}}",),  # one text: psycopg adapts no list
         )
         known: dict[bytes, dict[str, Values]] = {raw: {} for raw in ids}
         for decision_id, event_id, *values in cursor.fetchall():
             known[decision_id.bytes][event_id] = tuple(values)
         duplicates, rows = _fold(events, known, positions)
         if rows:
-            with cursor.copy(
-                "COPY rewards (decision_point, position, decision_id, event_id, quality, cost_usd,"
-                " latency_s, feedback, known_before, known_after, token) FROM STDIN"
-            ) as copy:
-                for row in rows:
-                    copy.write_row(row)
+            copy_rows(cursor, "rewards", _COLUMNS, rows)
             cursor.execute(
                 "UPDATE ledger_heads AS head SET position = new.position FROM "
                 "(SELECT unnest(%s::text[]) AS name, unnest(%s::bigint[]) AS position) AS new "
@@ -183,10 +193,11 @@ def _fold(
         old = said.get(event.event_id, _NOTHING)
         new: Values = _NOTHING
         if not event.retract:
-            new = tuple(
-                was if value is None else value
-                for was, value in zip(old, event.outcome.values(), strict=True)
-            )
+            new = event.outcome.values()
+            if old is not _NOTHING:
+                new = tuple(
+                    was if value is None else value for was, value in zip(old, new, strict=True)
+                )
         duplicates.append(new == old)
         if new == old:
             continue
@@ -198,7 +209,7 @@ def _fold(
             (
                 event.decision_point,
                 positions[event.decision_point],
-                event.decision_id.hex(),
+                event.decision_id,
                 event.event_id,
                 *new,
                 before,
@@ -211,6 +222,8 @@ def _fold(
 
 def _combine(said: dict[str, Values]) -> list[float | None]:
     """Mean of each part over the events that give it; the default only where there is no other."""
+    if len(said) < 2:  # nearly always
+        return list(*said.values()) or list(_NOTHING)
     result: list[float | None] = []
     for part in range(len(_NOTHING)):
         values = [
