@@ -55,7 +55,8 @@ class Stack:
     """
 
     def __init__(self, ports: list[int], settings: dict[str, Any]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="llmopt-rewards-"))
+        # Short, since HAProxy's sockets have long names below it and a path has 97 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="lr-"))
         self.folder.chmod(0o755)  # embedded PostgreSQL runs as another user where we are root
         self.ports = dict(zip(_PORTS, ports, strict=True))
         content = {
@@ -120,9 +121,29 @@ class Stack:
         """Actor processes that decide."""
         return self._titled(_REPLICA)
 
+    def replica_of(self, port: int) -> int | None:
+        """Process id of the replica that a client with this port is connected to."""
+        lane = self.ports["fast_lane"]
+        for process in self.replicas():
+            for one in process.net_connections("tcp"):
+                if one.laddr.port == lane and one.raddr and one.raddr.port == port:
+                    return process.pid
+        return None
+
     def learners(self) -> list[psutil.Process]:
         """The actor process that learns; none while Ray starts a new one."""
         return self._titled(_LEARNER)
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds that the parts have taken so far."""
+        assert self._postgres is not None
+        root = psutil.Process(self._postgres.pid)
+        groups = {
+            "replicas": self.replicas(),
+            "learner": self.learners(),
+            "postgres": [root, *root.children(recursive=True)],
+        }
+        return {name: sum(map(_cpu_s, processes)) for name, processes in groups.items()}
 
     def point(self, name: str) -> dict[str, Any]:
         """What the decision point tells of itself."""
@@ -133,8 +154,6 @@ class Stack:
         return [each for each in find_marked(self._mark) if _title(each).startswith(title)]
 
     def _start_serving(self) -> None:
-        temporary = self.folder / "t"
-        temporary.mkdir()
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -144,7 +163,7 @@ class Stack:
             **kept,
             "LLMOPT_SETTINGS": str(self._file),
             STACK_MARK: self._mark,
-            "TMPDIR": str(temporary),
+            "TMPDIR": str(self.folder),
             "OPENBLAS_NUM_THREADS": "1",
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
@@ -197,6 +216,14 @@ def _end(process: subprocess.Popen[bytes] | None, how: signal.Signals) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(_STOP_S)
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _title(process: psutil.Process) -> str:
