@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--requests", type=int, default=300, help="of batches, each with 1,000 rewards")
     add("--rewards", type=int, default=200_000, help="of kills")
     add("--kills", type=int, default=100, help="of learner and replicas")
-    add("--kill-every", type=float, default=5.0, help="seconds between kills, on average")
+    add("--kill-every", type=float, default=6.0, help="seconds between kills, on average")
     add("--away", type=float, default=30.0, help="seconds without PostgreSQL")
     add("--outage-rate", type=float, default=500.0, help="rewards a second, and decisions")
     add("--out", type=Path, default=Path("benchmarks/results/rewards"), help="without suffix")

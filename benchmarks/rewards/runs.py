@@ -101,12 +101,13 @@ def kills(stack: Stack, total: int, wanted: int, every_s: float, say: Say) -> di
     began = time.monotonic()
     while killed.total() < wanted and sending.is_alive():
         time.sleep(every_s * rng.uniform(0.5, 1.5))
-        kind = rng.choice(["learner", "replica"])
-        found = stack.learners() if kind == "learner" else stack.replicas()
-        if not found:  # Ray has not started a new one yet
+        alive = {"learner": stack.learners(), "replica": stack.replicas()}
+        kinds = [kind for kind, processes in alive.items() if processes]
+        if not kinds:  # Ray has not started a new one yet
             continue
+        kind = rng.choice(kinds)
         with suppress(psutil.NoSuchProcess):
-            rng.choice(found).kill()
+            rng.choice(alive[kind]).kill()
             killed[kind] += 1
             if killed.total() % 10 == 0:
                 say(f"{killed.total()} killed, {stream.acknowledged:,} rewards acknowledged")

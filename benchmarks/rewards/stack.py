@@ -22,6 +22,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
+from benchmarks.serving.targets import free_ports
 from infra.environment import UNWANTED
 from infra.processes import STACK_MARK, find_marked, sweep
 from infra.servers import (
@@ -168,6 +169,9 @@ class Stack:
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
             "FEAST_USAGE": "False",
+            # HAProxy listens there at the same ports in every platform of a machine.
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_ports(1)[0]),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_ports(1)[0]),
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         }
