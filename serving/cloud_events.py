@@ -16,6 +16,7 @@ from optimizer.errors import InvalidInput
 from optimizer.signals import PLAIN_KINDS
 from serving.schema import (
     DecisionId,
+    EventId,
     NonNegative,
     RewardBody,
     Share,
@@ -47,7 +48,7 @@ class RewardData(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     decision_id: DecisionId | None = None
-    event_id: ShortText | None = None
+    event_id: EventId | None = None
     kind: ShortText | None = None
     value: SignalValue | None = None
     quality: Share | None = None
@@ -61,7 +62,7 @@ class CloudEvent(Struct, frozen=True):
     """A reward as a CloudEvent 1.0; extension attributes are allowed and not looked at."""
 
     specversion: Literal["1.0"]
-    id: ShortText
+    id: EventId
     source: _Text
     type: Literal["ai.llmopt.reward.v1"]
     data: RewardData

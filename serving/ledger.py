@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import psycopg
+from msgspec import Struct
 
 from optimizer.records import Outcome
 from optimizer.signals import PLAIN_KINDS
+from serving.copy_rows import copy_rows
 from serving.tokens import TIME_AT
 
 __all__ = [
@@ -91,6 +93,24 @@ CREATE TABLE IF NOT EXISTS policy_checkpoints (
     PRIMARY KEY (decision_point, variant)
 );
 """
+_COLUMNS = {
+    "decision_point": "text",
+    "position": "int8",
+    "decision_id": "uuid",
+    "event_id": "text",
+    "kind": "text",
+    "value": "float8",
+    "weight": "float8",
+    "occurred_at": "timestamptz",
+    "quality": "float8",
+    "cost_usd": "float8",
+    "latency_s": "float8",
+    "feedback": "float8",
+    "known_before": "float8[]",
+    "known_after": "float8[]",
+    "token": "bytea",
+}
+"""What `write` gives; the rest has a default."""
 _TABLES_LOCK = 0x6C6C6D6F7074
 
 _READY = """
@@ -123,8 +143,7 @@ class _Known:
     parts: Sequence[float | None]
 
 
-@dataclass(frozen=True, slots=True)
-class RewardEvent:
+class RewardEvent(Struct, frozen=True, gc=False):
     """One event about one decision.
 
     Attributes
@@ -214,7 +233,7 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
             "SELECT uuid_send(decision_id), event_id, kind, weight, occurred_at, quality, cost_usd,"
             " latency_s, feedback, known_after FROM rewards "
             "WHERE decision_id = ANY(%s::uuid[]) ORDER BY decision_id, position",
-            ([raw.hex() for raw in ids],),
+            (f"{{{','.join([raw.hex() for raw in ids])}}}",),  # one text: psycopg adapts no list
         )
         known = {raw: _Known({}, _NOTHING) for raw in ids}
         for decision_id, event_id, kind, weight, occurred_at, *values, after in cursor.fetchall():
@@ -223,13 +242,7 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
             decision.parts = after
         duplicates, rows = _fold(events, known, positions)
         if rows:
-            with cursor.copy(
-                "COPY rewards (decision_point, position, decision_id, event_id, kind, value, "
-                "weight, occurred_at, quality, cost_usd, latency_s, feedback, known_before, "
-                "known_after, token) FROM STDIN"
-            ) as copy:
-                for row in rows:
-                    copy.write_row(row)
+            copy_rows(cursor, "rewards", _COLUMNS, rows)
             cursor.execute(
                 "UPDATE ledger_heads AS head SET position = new.position FROM "
                 "(SELECT unnest(%s::text[]) AS name, unnest(%s::bigint[]) AS position) AS new "
@@ -263,14 +276,14 @@ def _fold(
             (
                 event.decision_point,
                 positions[event.decision_point],
-                event.decision_id.hex(),
+                event.decision_id,
                 event.event_id,
                 event.kind,
                 event.value,
                 event.weight,
                 event.occurred_at,
                 *values,
-                list(before),
+                before,
                 after,
                 event.token,
             )

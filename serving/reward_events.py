@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from optimizer.errors import InvalidInput, LlmoptError
+from optimizer.errors import InvalidInput
 from optimizer.records import Outcome
 from optimizer.reward import PARTS
 from optimizer.settings import DecisionPoint
@@ -23,6 +23,7 @@ from serving.tokens import TokenSigner
 
 __all__ = ["RewardReader"]
 
+_NO_VALUES = Outcome().values()
 _AHEAD_S = 86400.0
 """Clocks differ, but a time that is further in the future is a mistake, and no correction would
 ever come later than it."""
@@ -42,43 +43,27 @@ class RewardReader:
     def __init__(self, points: Mapping[str, DecisionPoint], signer: TokenSigner) -> None:
         self._signals = {name: signals_of(point.signals) for name, point in points.items()}
         self._signer = signer
-        self._body = msgspec.json.Decoder(RewardBody)
         self._cloud_event = msgspec.json.Decoder(CloudEvent)
 
-    def plain(self, body: bytes) -> RewardEvent:
-        """The event of a `RewardBody`.
+    def cloud_event(self, body: bytes) -> RewardEvent:
+        """The event of a CloudEvent in structured mode; raises as `event` does."""
+        try:
+            event = self._cloud_event.decode(body)
+        except msgspec.MsgspecError as error:
+            raise invalid_body(error, body) from None
+        return self.event(reward_of(event))
+
+    def event(self, request: RewardBody) -> RewardEvent:
+        """The event of a plain body.
 
         Raises
         ------
         InvalidInput
             Naming field and value.
         """
-        try:
-            request = self._body.decode(body)
-        except msgspec.MsgspecError as error:
-            raise invalid_body(error, body) from None
-        return self._event(request)
-
-    def cloud_event(self, body: bytes) -> RewardEvent:
-        """The event of a CloudEvent in structured mode; raises as `plain` does."""
-        try:
-            event = self._cloud_event.decode(body)
-        except msgspec.MsgspecError as error:
-            raise invalid_body(error, body) from None
-        return self._event(reward_of(event))
-
-    def plain_many(self, items: Iterable[bytes]) -> list[RewardEvent | LlmoptError]:
-        """The events of a batch, or what is wrong with each."""
-        return [_or_refusal(self.plain, item) for item in items]
-
-    def cloud_events(self, items: Iterable[bytes]) -> list[RewardEvent | LlmoptError]:
-        """The same of CloudEvents."""
-        return [_or_refusal(self.cloud_event, item) for item in items]
-
-    def _event(self, request: RewardBody) -> RewardEvent:
         outcome = Outcome(request.quality, request.cost_usd, request.latency_s, request.feedback)
         kind, value, retract = request.kind, request.value, request.retract
-        empty = outcome == Outcome()
+        empty = outcome.values() == _NO_VALUES
         if retract and not (empty and value is None):
             raise InvalidInput("retract", True, "a retraction has no values; leave them out")
         if kind is None and value is not None:
@@ -118,13 +103,6 @@ class RewardReader:
             occurred_at=request.occurred_at,
             **told,
         )
-
-
-def _or_refusal(read: Callable[[bytes], RewardEvent], item: bytes) -> RewardEvent | LlmoptError:
-    try:
-        return read(item)
-    except LlmoptError as error:
-        return error
 
 
 def _outcome(signal: Signal, amount: float | None) -> Outcome:

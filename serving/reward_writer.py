@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 
-from optimizer.errors import Unavailable
+from optimizer.errors import LlmoptError, Unavailable
 from serving.ledger import RewardEvent, create_tables, write
 
 __all__ = ["RewardWriter", "connect"]
@@ -116,13 +116,30 @@ class RewardWriter:
             return
         try:
             duplicates = write(self._connected(), events)
+        except psycopg.DataError as error:
+            self._store_apart(group, error)
+            return
         except psycopg.Error as error:
             _LOG.warning("rewards refused, PostgreSQL is away: %s", error)
             self._disconnect()
             self._answer(group, None)
             return
+        except Exception as error:  # the thread must live: it answers everybody
+            self._store_apart(group, error)
+            return
         self.stored += len(events) - sum(duplicates)
         self._answer(group, duplicates)
+
+    def _store_apart(self, group: list[_Waiting], error: Exception) -> None:
+        """Store request by request, so that one that can't be stored holds up no other."""
+        if len(group) > 1:
+            for waiting in group:
+                self._store([waiting])
+            return
+        _LOG.error("a request's rewards can't be stored", exc_info=error)
+        self._disconnect()
+        self._away_until = 0.0
+        self._answer(group, LlmoptError("the ledger can't store this; the replica's log says why"))
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None:
@@ -136,10 +153,12 @@ class RewardWriter:
             self._connection.close()
             self._connection = None
 
-    def _answer(self, group: list[_Waiting], duplicates: list[bool] | None) -> None:
+    def _answer(self, group: list[_Waiting], answers: list[bool] | LlmoptError | None) -> None:
         done = 0
         for events, future in group:
-            answer = None if duplicates is None else duplicates[done : done + len(events)]
+            answer = answers
+            if isinstance(answers, list):
+                answer = answers[done : done + len(events)]
             done += len(events)
             try:
                 future.get_loop().call_soon_threadsafe(_resolve, future, answer)
@@ -147,10 +166,12 @@ class RewardWriter:
                 _LOG.info("a caller was gone before its reward was answered")
 
 
-def _resolve(future: asyncio.Future[list[bool]], answer: list[bool] | None) -> None:
+def _resolve(future: asyncio.Future[list[bool]], answer: list[bool] | LlmoptError | None) -> None:
     if future.done():
         return
     if answer is None:
         future.set_exception(Unavailable("PostgreSQL"))
+    elif isinstance(answer, LlmoptError):
+        future.set_exception(answer)
     else:
         future.set_result(answer)

@@ -23,6 +23,7 @@ __all__ = [
     "DecisionId",
     "DecisionRequest",
     "DecisionResponse",
+    "EventId",
     "NonNegative",
     "RewardBody",
     "RewardResponse",
@@ -35,10 +36,14 @@ __all__ = [
     "read_decisions",
     "read_events",
     "read_items",
+    "read_reward",
+    "read_rewards",
 ]
 
 Scalar = str | int | float | bool | None
 ShortText = Annotated[str, Meta(min_length=1, max_length=200)]
+EventId = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+"""PostgreSQL has no text with NUL."""
 Count = Annotated[int, Meta(ge=0, le=10_000_000)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Candidates = Annotated[list[ShortText], Meta(min_length=1, max_length=200)]
@@ -90,7 +95,7 @@ class DecisionResponse(Struct, frozen=True):
     fallback: bool
 
 
-class RewardBody(Struct, frozen=True, forbid_unknown_fields=True):
+class RewardBody(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """`POST /v1/rewards`: parts of the outcome, or one signal (`kind`, `value`), or `retract`.
 
     Events with an `occurred_at` may come in any order: of those with the same `event_id` and kind
@@ -98,7 +103,7 @@ class RewardBody(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     decision_id: DecisionId
-    event_id: ShortText | None = None
+    event_id: EventId | None = None
     quality: Share | None = None
     cost_usd: NonNegative | None = None
     latency_s: NonNegative | None = None
@@ -133,11 +138,17 @@ class _Bodies(Struct, frozen=True, forbid_unknown_fields=True):
     items: Annotated[list[DecisionBody], Meta(min_length=1, max_length=1000)]
 
 
+class _Rewards(Struct, frozen=True, forbid_unknown_fields=True):
+    items: Annotated[list[RewardBody], Meta(min_length=1, max_length=1000)]
+
+
 _KNOWN = frozenset(ContextBody.__struct_fields__)
 _TOO_MANY = 50
 _CLOSED = msgspec.json.Decoder(DecisionBody).decode
 _CLOSED_MANY = msgspec.json.Decoder(_Bodies).decode
 _OPEN = msgspec.json.Decoder(_OpenBody).decode
+_REWARD = msgspec.json.Decoder(RewardBody).decode
+_REWARDS = msgspec.json.Decoder(_Rewards).decode
 _RAW = msgspec.json.Decoder(BatchBody).decode
 _RAW_LIST = msgspec.json.Decoder(Annotated[list[Raw], Meta(min_length=1, max_length=1000)]).decode
 
@@ -190,6 +201,35 @@ def read_decisions(body: bytes) -> list[DecisionBody | DecisionRequest | Invalid
         return list(_CLOSED_MANY(body).items)
     except msgspec.MsgspecError:
         return [_read_or_refuse(item) for item in read_items(body)]
+
+
+def read_rewards(body: bytes) -> list[RewardBody | InvalidInput]:
+    """The rewards in a batch, or what is wrong with each.
+
+    Raises
+    ------
+    InvalidInput
+        If the batch itself is wrong.
+    """
+    try:
+        return list(_REWARDS(body).items)
+    except msgspec.MsgspecError:
+        return [_read_reward_or_refuse(item) for item in read_items(body)]
+
+
+def read_reward(body: bytes) -> RewardBody:
+    """The reward in a body; raises `InvalidInput`, naming the field that is wrong."""
+    try:
+        return _REWARD(body)
+    except msgspec.MsgspecError as error:
+        raise invalid_body(error, body) from None
+
+
+def _read_reward_or_refuse(body: bytes) -> RewardBody | InvalidInput:
+    try:
+        return read_reward(body)
+    except InvalidInput as error:
+        return error
 
 
 def _read_or_refuse(body: bytes) -> DecisionBody | DecisionRequest | InvalidInput:

@@ -13,8 +13,7 @@ everything before. Format 1, which is still read, has neither epoch nor unit.
 from __future__ import annotations
 
 import struct
-from base64 import urlsafe_b64decode
-from binascii import b2a_base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
@@ -75,6 +74,7 @@ _BLOCK = 64
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 class Decision(Struct, frozen=True, gc=False):
@@ -234,13 +234,16 @@ class TokenSigner:
             If it is truncated, forged, or signed with a key that is not among ours.
         """
         try:
-            raw = urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
+            raw = a2b_base64(token.encode("ascii").translate(_FROM_URL_SAFE) + b"==")
         except (ValueError, UnicodeEncodeError):
             raise _refuse(token, "it is not base64url; send the decision_id unchanged") from None
         if len(raw) < _SHORTEST + _MAC_BYTES:
             raise _refuse(token, "it is truncated; send the whole decision_id")
         content, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-        if not any(compare_digest(_mac(prepared, content), mac) for prepared in self._macs):
+        for prepared in self._macs:
+            if compare_digest(_mac(prepared, content), mac):
+                break
+        else:
             raise _refuse(
                 token, "its signature is not ours: truncated, altered or from another installation"
             )

@@ -318,3 +318,15 @@ def test_rewards_are_taken_again_soon_after_postgresql_came_back(
         client.close()
         server.send_signal(signal.SIGINT)
         server.wait(20)
+
+
+@pytest.mark.parametrize("event_id", ["\0", "a\0b", "ab\n\0"])
+def test_an_event_id_that_postgresql_cannot_hold_is_refused(client, event_id) -> None:
+    reward = {"decision_id": decide(client)["decision_id"], "quality": 1.0, "event_id": event_id}
+    answer = client.post("/v1/rewards", json=reward)
+    assert (answer.status_code, answer.json()["field"]) == (422, "event_id")
+    fine = reward | {"event_id": "line\nbreak"}
+    answer = client.post("/v1/rewards/batch", json={"items": [reward, fine]})
+    bad, good = answer.json()["items"]
+    assert bad["field"] == "event_id"
+    assert good == {"accepted": True, "duplicate": False}

@@ -18,6 +18,7 @@ import struct
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ class OpenLoop:
     def __init__(
         self,
         address: tuple[str, int],
-        requests: list[bytes],
+        requests: Sequence[bytes],
         rate: float,
         seconds: float,
         connections: int,
