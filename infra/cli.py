@@ -11,6 +11,7 @@ import typer
 from infra.experiments_cli import experiments
 from infra.models_cli import models
 from infra.pareto_cli import pareto
+from infra.rewards_cli import rewards
 from infra.terminal import errors_shown, on_stderr, print_json
 
 __all__ = ["main"]
@@ -25,6 +26,7 @@ main = typer.Typer(
 main.add_typer(models)
 
 main.add_typer(experiments, name="experiments")
+main.add_typer(rewards, name="rewards")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from serving.decider import Decider, unknown_point
 from serving.experiment_routes import ExperimentRoutes
 from serving.fast_lane import SINGLE_LIMIT
 from serving.ledger import RewardEvent
+from serving.ledger_partitions import refuse_late
 from serving.micro_batch import MicroBatch
 from serving.openapi import document, page
 from serving.problems import invalid_body, problem, shorten
@@ -27,6 +29,7 @@ __all__ = ["Api"]
 
 _LOG = logging.getLogger(__name__)
 _BATCH_LIMIT = 8 << 20
+_REWARDS, _REWARDS_BATCH = "/v1/rewards", "/v1/rewards/batch"
 _FEATURES = "/v1/features/{entity}"
 """The only path whose argument may have slashes: an entity has one, and so have names of models."""
 
@@ -64,9 +67,9 @@ class Api:
         experiments = ExperimentRoutes(state.settings)
         routes = (
             _Route("POST", "/v1/decisions", self._decide, SINGLE_LIMIT),
-            _Route("POST", "/v1/rewards", self._reward, SINGLE_LIMIT),
+            _Route("POST", _REWARDS, self._reward, SINGLE_LIMIT),
             _Route("POST", "/v1/decisions/batch", self._decide_batch, _BATCH_LIMIT),
-            _Route("POST", "/v1/rewards/batch", self._reward_batch, _BATCH_LIMIT),
+            _Route("POST", _REWARDS_BATCH, self._reward_batch, _BATCH_LIMIT),
             _Route("GET", "/v1/decision-points", self._points),
             _Route("GET", "/v1/decision-points/{name}", self._point),
             _Route("GET", "/v1/features", self._features_health),
@@ -104,6 +107,8 @@ class Api:
             else:
                 response = await route.handler(await _body(receive, route.limit), argument)
         except LlmoptError as error:
+            if isinstance(error, TooLarge) and name in (_REWARDS, _REWARDS_BATCH):
+                self._state.dead_letters.add(error, b"", name)
             response = refused(error)
         except Exception:
             _LOG.exception("%s %s failed", method, path)
@@ -173,6 +178,7 @@ class Api:
         raw, decision = self._state.signer.verify(request.decision_id)
         if decision.decision_point not in self._state.points:
             raise unknown_point(decision.decision_point, self._state.points)
+        refuse_late(decision.decided_at, time.time(), self._state.settings.retention.ledger_days)
         return RewardEvent(
             decision.decision_point,
             decision.decision_id,
@@ -182,17 +188,29 @@ class Api:
             raw,
         )
 
+    def _event_or_letter(self, body: bytes) -> RewardEvent:
+        try:
+            return self._event(body)
+        except InvalidInput as error:
+            self._state.dead_letters.add(error, body)
+            raise
+
     async def _reward(self, body: bytes, argument: str) -> Response:
-        (duplicate,) = await self._state.rewards.store([self._event(body)])
+        (duplicate,) = await self._state.rewards.store([self._event_or_letter(body)])
         return Response(202, msgspec.json.encode(RewardResponse(True, duplicate)))
 
     async def _reward_batch(self, body: bytes, argument: str) -> Response:
         answers: list[Any] = []
         events: list[RewardEvent] = []
         places: list[int] = []
-        for place, item in enumerate(read_items(body)):
+        try:
+            items = read_items(body)
+        except InvalidInput as error:
+            self._state.dead_letters.add(error, body, _REWARDS_BATCH)
+            raise
+        for place, item in enumerate(items):
             try:
-                events.append(self._event(item))
+                events.append(self._event_or_letter(item))
                 places.append(place)
                 answers.append(None)
             except LlmoptError as error:

@@ -3,19 +3,21 @@
 Each row is one event that changed something, with what is known about its decision before and
 after: the learner folds rows and looks nothing up. Positions are counted for each decision point
 under a row lock that is held until commit, so positions become visible in order and without gaps:
-a reader that has seen position n will never find a smaller one later.
+a reader that has seen position n will never find a smaller one later. That lock also keeps a
+position from being given twice: a unique index would need the column of the partitions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 
 from optimizer.records import Outcome
+from serving import ledger_partitions
 
 __all__ = ["WINDOW_CLOSED", "LedgerRow", "RewardEvent", "create_tables", "head", "read", "write"]
 
@@ -30,15 +32,16 @@ CREATE TABLE IF NOT EXISTS ledger_heads (
 CREATE TABLE IF NOT EXISTS rewards (
     decision_point text NOT NULL,
     position bigint NOT NULL,
+    decided_at timestamptz NOT NULL,
     decision_id uuid NOT NULL,
     event_id text NOT NULL,
     received_at timestamptz NOT NULL DEFAULT now(),
     quality float8, cost_usd float8, latency_s float8, feedback float8,
     known_before float8[] NOT NULL,
     known_after float8[] NOT NULL,
-    token bytea NOT NULL,
-    PRIMARY KEY (decision_point, position)
-);
+    token bytea NOT NULL
+) PARTITION BY RANGE (decided_at);
+CREATE INDEX IF NOT EXISTS rewards_position ON rewards (decision_point, position);
 CREATE INDEX IF NOT EXISTS rewards_decision ON rewards (decision_id, position);
 CREATE TABLE IF NOT EXISTS decisions (
     decision_point text NOT NULL,
@@ -49,7 +52,7 @@ CREATE TABLE IF NOT EXISTS decisions (
     propensity float8 NOT NULL,
     policy_version bigint NOT NULL,
     token bytea NOT NULL
-);
+) PARTITION BY RANGE (decided_at);
 CREATE INDEX IF NOT EXISTS decisions_time ON decisions (decision_point, decided_at);
 CREATE TABLE IF NOT EXISTS decision_counts (
     decision_point text PRIMARY KEY,
@@ -109,13 +112,20 @@ class LedgerRow:
 
 
 def create_tables(connection: psycopg.Connection[Any]) -> None:
-    """Create what is missing; safe when several processes start at once."""
-    row = connection.execute("SELECT to_regclass('policy_checkpoints')").fetchone()
-    if row is not None and row[0] is not None:  # the last of them: all are there
+    """Create what is missing; safe when several processes start at once.
+
+    Tables of a version without partitions get them, which takes as long as to write the rewards
+    anew; others wait for it.
+    """
+    if ledger_partitions.partitioned(connection):  # all came in the same transaction
         return
+    now = datetime.now(UTC)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_TABLES_LOCK,))
-        connection.execute(_TABLES)
+        if not ledger_partitions.partitioned(connection):  # another process may have been faster
+            ledger_partitions.adopt_tables(connection, now)
+            connection.execute(_TABLES)
+            ledger_partitions.ensure_weeks(connection, now)
 
 
 def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) -> list[bool]:
@@ -145,19 +155,23 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
             (points,),
         )
         positions: dict[str, int] = dict(cursor.fetchall())
-        cursor.execute(
-            "SELECT decision_id, event_id, quality, cost_usd, latency_s, feedback FROM rewards "
-            "WHERE decision_id = ANY(%s::uuid[]) ORDER BY decision_id, position",
-            ([raw.hex() for raw in ids],),
-        )
         known: dict[bytes, dict[str, Values]] = {raw: {} for raw in ids}
-        for decision_id, event_id, *values in cursor.fetchall():
-            known[decision_id.bytes][event_id] = tuple(values)
+        tokens = ((event.decision_id, event.token) for event in events)
+        for low, high, some in ledger_partitions.by_week(tokens):
+            cursor.execute(
+                "SELECT decision_id, event_id, quality, cost_usd, latency_s, feedback FROM rewards "
+                "WHERE decision_id = ANY(%s::uuid[]) AND decided_at >= %s AND decided_at < %s "
+                "ORDER BY decision_id, position",
+                (list(some), low, high),
+            )
+            for decision_id, event_id, *values in cursor.fetchall():
+                known[decision_id.bytes][event_id] = tuple(values)
         duplicates, rows = _fold(events, known, positions)
         if rows:
             with cursor.copy(
-                "COPY rewards (decision_point, position, decision_id, event_id, quality, cost_usd,"
-                " latency_s, feedback, known_before, known_after, token) FROM STDIN"
+                "COPY rewards (decision_point, position, decided_at, decision_id, event_id,"
+                " quality, cost_usd, latency_s, feedback, known_before, known_after, token)"
+                " FROM STDIN"
             ) as copy:
                 for row in rows:
                     copy.write_row(row)
@@ -198,6 +212,7 @@ def _fold(
             (
                 event.decision_point,
                 positions[event.decision_point],
+                ledger_partitions.decided_at(event.token),
                 event.decision_id.hex(),
                 event.event_id,
                 *new,
@@ -265,7 +280,8 @@ def close_windows(
     rows = connection.execute(
         "SELECT decision_id, token FROM decisions d WHERE decision_point = %s AND decided_at < %s "
         "AND role NOT IN ('fallback', 'shadow') AND NOT EXISTS (SELECT FROM rewards r WHERE "
-        "r.decision_id = d.decision_id) ORDER BY decided_at LIMIT %s",
+        "r.decision_id = d.decision_id AND r.decided_at = d.decided_at) ORDER BY decided_at "
+        "LIMIT %s",
         (decision_point, older_than, limit),
     ).fetchall()
     events = [

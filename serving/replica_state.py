@@ -19,6 +19,7 @@ from optimizer.errors import Unavailable
 from optimizer.settings import Settings
 from serving import ledger
 from serving.arm_features import ArmFeatureReader
+from serving.dead_letter_box import DeadLetterBox
 from serving.decision_log import DecisionLog
 from serving.feature_health import FeatureHealth
 from serving.live_point import LivePoint
@@ -54,6 +55,7 @@ class ReplicaState:
         self.signer = TokenSigner([key.get_secret_value() for key in settings.token_keys])
         self.rewards = RewardWriter(settings.postgres_dsn())
         self.log = DecisionLog(settings.postgres_dsn())
+        self.dead_letters = DeadLetterBox(settings.postgres_dsn())
         self._control = ControlReader(settings.postgres_dsn())
         embedder = Embedder()
         self.points = {
@@ -84,7 +86,7 @@ class ReplicaState:
                     self.features.windows_age_s,
                 ),
             },
-            self.feature_health.metrics,
+            lambda: (*self.feature_health.metrics(), *self.dead_letters.metrics()),
         )
         self._take_newest(self._wanted())
         self._thread = threading.Thread(
@@ -98,6 +100,7 @@ class ReplicaState:
         self._stop.set()
         self.rewards.close()
         self.log.close()
+        self.dead_letters.close()
         self._thread.join(_CLOSE_S)
         self.features.close(_CLOSE_S)
         self._snapshots.close()
