@@ -160,7 +160,8 @@ def show_decision(connection: psycopg.Connection[Any], name: str) -> dict[str, A
     if logged is None and not rows:
         remedy = "a decision that is in the log or has a reward; the log may be a second behind"
         raise UnknownName("decision_id", name, remedy)
-    known = dict(zip(_PARTS, rows[-1]["known_after"], strict=True)) if rows else None
+    # Further numbers may stand behind the four parts.
+    known = dict(zip(_PARTS, rows[-1]["known_after"], strict=False)) if rows else None
     raw = bytes((rows[-1] if rows else logged or {})["token"])
     return {
         "decision_id": str(decision_id),

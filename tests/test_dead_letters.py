@@ -99,7 +99,7 @@ def test_every_kind_of_refusal_is_kept_with_its_reason(platform, connection) -> 
         assert found[kept].whole == (reason != "too_large")
     assert found[b"[]"].path == "/v1/rewards/batch"
     assert len(found) == len(bodies) + 2
-    assert f'llmopt_dead_letters_total{{reason="invalid_value"}} {4.0}' in text
+    assert f'llmopt_dead_letters_total{{reason="invalid_value"}} {3.0}' in text
 
 
 def test_the_same_body_is_one_letter_that_is_counted(connection) -> None:
