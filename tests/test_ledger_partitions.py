@@ -356,12 +356,13 @@ def test_a_kill_half_way_repeats_to_the_same_result(aged, connection, dsn, tmp_p
         "'arms': [{'model': 'small'}, {'model': 'large'}]}])\n"
         "retire_ledger(settings, float(sys.argv[2]), Path(sys.argv[3]))"
     )
-    for drops in (2, 20):  # in the middle of the decisions, in the middle of the rewards
-        command = [sys.executable, "-c", code, dsn, str(NOW.timestamp()), str(tmp_path)]
-        killed = subprocess.run([*command, str(drops)], check=False, capture_output=True)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        # A decision whose rewards are gone would be given the default.
-        assert ledger.close_windows(connection, "chat", 0.1, NOW, 100) == 0
+    # The decisions are done then, and the rewards are not.
+    command = [sys.executable, "-c", code, dsn, str(NOW.timestamp()), str(tmp_path), "20"]
+    killed = subprocess.run(command, check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert counts(connection)[0] < 50 < counts(connection)[1]
+    # A decision whose rewards are gone would be given the default.
+    assert ledger.close_windows(connection, "chat", 0.1, NOW, 100) == 0
     retire_ledger(aged, NOW.timestamp(), tmp_path)
     kept = counts(connection)
     assert kept[0] == kept[1] and 45 <= kept[0] <= 49
