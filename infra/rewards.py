@@ -29,12 +29,12 @@ from serving.dead_letters import (
 )
 from serving.ledger import create_tables
 from serving.ledger_partitions import decided_at
-from serving.reward_writer import connect
 from serving.tokens import parse
 
 __all__ = ["Replayed", "export_rewards", "ledger_connection", "replay", "show_decision"]
 
 _TIMEOUT_S = 30.0
+_CONNECT_S = 15
 _HIDDEN = ("token", "known_before", "known_after", "decision_id", "decision_point", "decided_at")
 _PARTS = ("quality", "cost_usd", "latency_s", "feedback")
 
@@ -58,7 +58,8 @@ def ledger_connection(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     """
     dsn = settings.postgres_dsn()
     try:
-        with connect(dsn) as connection:
+        # A person waits longer than a replica may: its time limits are not for here.
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=_CONNECT_S) as connection:
             create_tables(connection)
             yield connection
     except psycopg.OperationalError as error:
@@ -227,7 +228,6 @@ def export_rewards(
     part = file.with_suffix(".part")
     try:
         with connection.transaction():
-            connection.execute("SET LOCAL statement_timeout = 0")
             rows = write_rows(connection, query, part, "rewards")
         part.replace(file)
     except OSError as error:
