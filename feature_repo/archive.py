@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from feature_repo.partitions import (
 )
 from optimizer.errors import InvalidInput, Unavailable
 
-__all__ = ["Retired", "drop_before", "export", "retire"]
+__all__ = ["Retired", "drop_before", "export", "retire", "write_rows"]
 
 _ROWS_AT_ONCE = 20_000
 """Also the rows of a row group: some tens of megabytes for rows of a hundred numbers."""
@@ -135,7 +135,8 @@ def export(connection: Connection, partition: Partition, folder: Path) -> Path:
         # Or a scan may begin where another one is, and a repeat gives another order.
         connection.execute("SET LOCAL synchronize_seqscans = off")
         try:
-            rows = _write(connection, partition, part)
+            query = sql.SQL("SELECT * FROM {}").format(partition.identifier)
+            rows = write_rows(connection, query, part, partition.name)
             if (kept := pq.read_metadata(part).num_rows) != rows:
                 raise OSError(f"{part} has {kept} rows of {rows}")
             part.replace(file)
@@ -146,7 +147,11 @@ def export(connection: Connection, partition: Partition, folder: Path) -> Path:
 
 
 def retire(
-    connection: Connection, table: str, before: datetime, folder: Path | None
+    connection: Connection,
+    table: str,
+    before: datetime,
+    folder: Path | None,
+    needed: Callable[[Partition], bool] = lambda partition: False,
 ) -> list[Retired]:
     """Export what is over, then drop it; idempotent, and when two run at once one waits.
 
@@ -163,6 +168,9 @@ def retire(
         With time zone. Partitions that end at or before it are over.
     folder
         Where files go, see `export`; None drops without a copy.
+    needed
+        Whether a partition must stay; asked once more after its rows were counted, so that it has
+        seen each of those that go. It may read with the same connection.
 
     Returns
     -------
@@ -181,13 +189,14 @@ def retire(
     with _alone(connection, parent.name):
         _give_strays_a_partition(connection, parent, before)
         for partition in _over(connection, parent, before):
-            if folder is None:
-                _drop(connection, parent, partition)
-                retired.append(Retired(partition, None))
+            if needed(partition):
                 continue
             for _ in range(_TRIES):
-                file = export(connection, partition, folder)
-                if _drop(connection, parent, partition, pq.read_metadata(file).num_rows):
+                file = None if folder is None else export(connection, partition, folder)
+                rows = _count(connection, partition, file)
+                if needed(partition):
+                    break
+                if _drop(connection, parent, partition, rows):
                     retired.append(Retired(partition, file))
                     break
             else:
@@ -214,12 +223,20 @@ def _drop(
         # first, nobody adds a row after the count.
         lock = sql.SQL("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE")
         connection.execute(lock.format(parent.identifier))
-        if rows is not None:
-            count = sql.SQL("SELECT count(*) FROM {}").format(partition.identifier)
-            if connection.execute(count).fetchone() != (rows,):
-                return False
+        if rows is not None and _count(connection, partition, None) != rows:
+            return False
         connection.execute(sql.SQL("DROP TABLE {}").format(partition.identifier))
     return True
+
+
+def _count(connection: Connection, partition: Partition, file: Path | None) -> int:
+    """Rows of a partition, or those that its file has."""
+    if file is not None:
+        return int(pq.read_metadata(file).num_rows)
+    with connection.transaction():
+        count = sql.SQL("SELECT count(*) FROM {}").format(partition.identifier)
+        row = connection.execute(count).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _give_strays_a_partition(connection: Connection, parent: Parent, before: datetime) -> None:
@@ -242,13 +259,33 @@ def _give_strays_a_partition(connection: Connection, parent: Parent, before: dat
                 make(connection, parent, default, low, high)
 
 
-def _write(connection: Connection, partition: Partition, part: Path) -> int:
+def write_rows(connection: Connection, query: sql.Composed, part: Path, table: str) -> int:
+    """Write what a query gives to a parquet file, row group by row group, and to the disk.
+
+    Parameters
+    ----------
+    connection
+        In a transaction.
+    part
+        Overwritten.
+    table
+        How the rows are called where a column is refused.
+
+    Returns
+    -------
+    How many rows it were.
+
+    Raises
+    ------
+    InvalidInput
+        If a column has a type that is not kept in parquet here.
+    """
     rows = 0
     with part.open("wb") as stream, connection.cursor("export", binary=True) as cursor:
-        cursor.execute(sql.SQL("SELECT * FROM {}").format(partition.identifier))
+        cursor.execute(query)
         schema = pa.schema(
             [
-                (column.name, _arrow_type(connection, partition, column))
+                (column.name, _arrow_type(connection, table, column))
                 for column in cursor.description or ()
             ]
         )
@@ -265,12 +302,12 @@ def _write(connection: Connection, partition: Partition, part: Path) -> int:
     return rows
 
 
-def _arrow_type(connection: Connection, partition: Partition, column: Any) -> pa.DataType:
+def _arrow_type(connection: Connection, table: str, column: Any) -> pa.DataType:
     known = connection.adapters.types.get(column.type_code)
     kept = None if known is None else _ARROW.get(known.name)
     if known is None or kept is None:
         name = column.type_code if known is None else known.name
-        field = f"{partition.name}.{column.name}"
+        field = f"{table}.{column.name}"
         raise InvalidInput(field, name, f"a column of type {', '.join(_ARROW)}, or an array of it")
     return pa.list_(kept) if column.type_code == known.array_oid else kept
 

@@ -13,6 +13,7 @@ from infra.features_cli import features
 from infra.learner_cli import learner
 from infra.models_cli import models
 from infra.pareto_cli import pareto
+from infra.rewards_cli import rewards
 from infra.terminal import errors_shown, on_stderr, print_json
 
 __all__ = ["main"]
@@ -30,6 +31,7 @@ main.add_typer(experiments, name="experiments")
 
 main.add_typer(learner, name="learner")
 main.add_typer(features, name="features")
+main.add_typer(rewards, name="rewards")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 

@@ -5,6 +5,7 @@ LlmoptError
 │   ├── UnknownName           a decision point, model or policy that does not exist
 │   ├── InvalidToken          a decision_id that is forged, truncated or foreign
 │   ├── TooLarge              a body or batch over its limit
+│   ├── TooLate               a reward for a decision that the ledger no longer keeps
 │   └── InvalidRecording      a file of recorded outcomes that cannot be replayed
 ├── InvalidSettings           llmopt.yaml or an LLMOPT_* variable is wrong
 ├── IncompatibleState         learned state that belongs to other arms, features or policy
@@ -25,6 +26,7 @@ __all__ = [
     "LlmoptError",
     "PartFailed",
     "TooLarge",
+    "TooLate",
     "Unavailable",
     "UnknownName",
 ]
@@ -64,6 +66,10 @@ class InvalidToken(InvalidInput):
 
 class TooLarge(InvalidInput):
     """A body or batch over its limit."""
+
+
+class TooLate(InvalidInput):
+    """A reward for a decision that the ledger no longer keeps."""
 
 
 class InvalidRecording(InvalidInput):

@@ -242,6 +242,14 @@ class RetentionSettings(_Strict):
         "are dropped without a copy if left out",
     )
 
+    @property
+    def ledger_days(self) -> int:
+        """So long a reward may come: rewards are not dropped before the decisions they belong to.
+
+        Else a decision whose rewards are gone would look like one that never got any.
+        """
+        return max(self.decisions_days, self.rewards_days)
+
 
 class Autoscaling(_Strict):
     """How many replicas there are, by the decisions they make."""

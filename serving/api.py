@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ from serving.problems import problem, shorten
 from serving.replica_state import ReplicaState
 from serving.responses import PROBLEM, Response, refused
 from serving.reward_events import RewardReader
-from serving.schema import RewardResponse, read_events, read_reward, read_rewards
+from serving.schema import RewardResponse, read_events, read_items, read_reward, read_rewards
 
 __all__ = ["Api"]
 
@@ -30,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 _BATCH_LIMIT = 8 << 20
 _AT_ONCE = 64
 """Rewards of a batch that are read before decisions get their turn: half a millisecond's work."""
+_REWARDS, _REWARDS_BATCH = "/v1/rewards", "/v1/rewards/batch"
 _FEATURES = "/v1/features/{entity}"
 """The only path whose argument may have slashes: an entity has one, and so have names of models."""
 
@@ -39,6 +40,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 Handler = Callable[[bytes, str], Awaitable[Response]]
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +65,16 @@ class Api:
     def __init__(self, state: ReplicaState) -> None:
         self._state = state
         points = {name: live.point for name, live in state.points.items()}
-        self._rewards = RewardReader(points, state.signer)
+        self._rewards = RewardReader(points, state.signer, state.settings.retention.ledger_days)
         self._decider = Decider(state.points, state.metrics)
         self.batch = MicroBatch(self._decider, state.settings.serving.queue, state.metrics)
         self.requests = state.metrics.requests
         experiments = ExperimentRoutes(state.settings)
         routes = (
             _Route("POST", "/v1/decisions", self._decide, SINGLE_LIMIT),
-            _Route("POST", "/v1/rewards", self._reward, SINGLE_LIMIT),
+            _Route("POST", _REWARDS, self._reward, SINGLE_LIMIT),
             _Route("POST", "/v1/decisions/batch", self._decide_batch, _BATCH_LIMIT),
-            _Route("POST", "/v1/rewards/batch", self._reward_batch, _BATCH_LIMIT),
+            _Route("POST", _REWARDS_BATCH, self._reward_batch, _BATCH_LIMIT),
             _Route("GET", "/v1/schemas/reward.json", self._reward_schema),
             _Route("GET", "/v1/decision-points", self._points),
             _Route("GET", "/v1/decision-points/{name}", self._point),
@@ -93,8 +96,8 @@ class Api:
         self.routes = {(route.method, route.path): route for route in routes}
         self._paths = {route.path for route in routes}
         cloud_events = (
-            _Route("POST", "/v1/rewards", self._cloud_event, SINGLE_LIMIT, STRUCTURED),
-            _Route("POST", "/v1/rewards", self._cloud_events, _BATCH_LIMIT, BATCHED),
+            _Route("POST", _REWARDS, self._cloud_event, SINGLE_LIMIT, STRUCTURED),
+            _Route("POST", _REWARDS, self._cloud_events, _BATCH_LIMIT, BATCHED),
         )
         self._cloud_events_by_type = {route.content_type: route for route in cloud_events}
 
@@ -117,6 +120,8 @@ class Api:
             else:
                 response = await route.handler(await _body(receive, route.limit), argument)
         except LlmoptError as error:
+            if isinstance(error, TooLarge) and name in (_REWARDS, _REWARDS_BATCH):
+                self._state.dead_letters.add(error, b"", name)
             response = refused(error)
         except Exception:
             _LOG.exception("%s %s failed", method, path)
@@ -171,28 +176,46 @@ class Api:
         return self._decider.answer_batch(body)
 
     async def _reward(self, body: bytes, argument: str) -> Response:
-        return await self._store_one(self._rewards.event(read_reward(body)))
+        return await self._store_one(body, lambda: self._rewards.event(read_reward(body)))
 
     async def _cloud_event(self, body: bytes, argument: str) -> Response:
-        return await self._store_one(self._rewards.cloud_event(body))
+        return await self._store_one(body, lambda: self._rewards.cloud_event(body))
 
-    async def _store_one(self, event: RewardEvent) -> Response:
+    async def _store_one(self, body: bytes, read: Callable[[], RewardEvent]) -> Response:
+        try:
+            event = read()
+        except InvalidInput as error:
+            self._state.dead_letters.add(error, body)
+            raise
         (duplicate,) = await self._state.rewards.store([event])
         return Response(202, msgspec.json.encode(RewardResponse(True, duplicate)))
 
     async def _reward_batch(self, body: bytes, argument: str) -> Response:
-        return await self._store_many(read_rewards(body), self._rewards.event)
+        items = self._items(read_rewards, body)
+        return await self._store_many(items, self._rewards.event, lambda: read_items(body))
 
     async def _cloud_events(self, body: bytes, argument: str) -> Response:
-        return await self._store_many(read_events(body), self._rewards.cloud_event)
+        items = self._items(read_events, body)
+        return await self._store_many(items, self._rewards.cloud_event, lambda: items)
+
+    def _items(self, read: Callable[[bytes], list[_Item]], body: bytes) -> list[_Item]:
+        try:
+            return read(body)
+        except InvalidInput as error:
+            self._state.dead_letters.add(error, body, _REWARDS_BATCH)
+            raise
 
     async def _store_many(
-        self, items: Sequence[Any], read: Callable[[Any], RewardEvent]
+        self,
+        items: Sequence[Any],
+        read: Callable[[Any], RewardEvent],
+        bodies: Callable[[], list[bytes]],
     ) -> Response:
         """Store what can be read; the others' refusals stand in their places."""
         answers: list[Any] = []
         events: list[RewardEvent] = []
         places: list[int] = []
+        refused_items: dict[int, InvalidInput] = {}
         for place, item in enumerate(items):
             if place % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)  # decisions that came meanwhile
@@ -202,8 +225,15 @@ class Api:
                 events.append(read(item))
                 places.append(place)
                 answers.append(None)
+            except InvalidInput as error:
+                refused_items[place] = error
+                answers.append(problem(error)[1])
             except LlmoptError as error:
                 answers.append(problem(error)[1])
+        if refused_items:
+            raw = bodies()
+            for place, refusal in refused_items.items():
+                self._state.dead_letters.add(refusal, raw[place])
         if events:
             duplicates = await self._state.rewards.store(events)
             for place, duplicate in zip(places, duplicates, strict=True):

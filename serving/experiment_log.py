@@ -30,7 +30,8 @@ _DECISIONS = """
 SELECT d.token, r.known_after
 FROM decisions d
 LEFT JOIN LATERAL (
-    SELECT known_after FROM rewards WHERE decision_id = d.decision_id
+    SELECT known_after FROM rewards
+    WHERE decision_id = d.decision_id AND decided_at = d.decided_at
     ORDER BY position DESC LIMIT 1
 ) r ON true
 WHERE d.decision_point = %s AND d.role = %s

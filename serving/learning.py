@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from datetime import UTC, datetime
 
 import psycopg
 
@@ -24,6 +25,8 @@ from registry.versions import PolicyRegistry
 from serving import experiments
 from serving.arm_publisher import ArmPublisher
 from serving.learner import Learner
+from serving.ledger import create_tables
+from serving.ledger_partitions import ensure_weeks
 from serving.policy_line import Checkpoint
 from serving.reward_writer import connect
 
@@ -32,6 +35,7 @@ __all__ = ["Learning"]
 _LOG = logging.getLogger(__name__)
 _REGISTRY_RETRY_S = 5.0
 _TEND_EVERY_S = 5.0
+_PARTITIONS_EVERY_S = 3600.0
 _CLOSE_S = 1.0
 
 _Version = tuple[DecisionPoint, str, bytes, int, str | None, FeatureSchema]
@@ -67,7 +71,7 @@ class Learning:
         }
         self._threads = [
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
-            for work in (self._register_versions, self._tend_experiments)
+            for work in (self._register_versions, self._tend_experiments, self._make_partitions)
         ]
         self._publisher = ArmPublisher(settings, self._learners)
 
@@ -198,3 +202,19 @@ class Learning:
                 _LOG.warning("experiments wait, PostgreSQL is away: %s", error)
             except Exception:
                 _LOG.exception("experiments could not be tended")
+
+    def _make_partitions(self) -> None:
+        """Keep weeks of the ledger ahead of their time."""
+        wait_s = 0.0
+        while not self._stop.wait(wait_s):
+            try:
+                with connect(self._settings.postgres_dsn()) as connection:
+                    create_tables(connection)
+                    ensure_weeks(connection, datetime.now(UTC))
+                wait_s = _PARTITIONS_EVERY_S
+            except (psycopg.Error, Unavailable) as error:
+                _LOG.warning("partitions of the ledger wait: %s", error)
+                wait_s = _REGISTRY_RETRY_S
+            except Exception:
+                _LOG.exception("partitions of the ledger could not be made")
+                wait_s = _PARTITIONS_EVERY_S

@@ -11,7 +11,8 @@ later arrival corrects. A part is the weighted mean of the signals that inform i
 Each row is one event that changed something, with what is known about its decision before and
 after: the learner folds rows and looks nothing up. Positions are counted for each decision point
 under a row lock that is held until commit, so positions become visible in order and without gaps:
-a reader that has seen position n will never find a smaller one later.
+a reader that has seen position n will never find a smaller one later. That lock also keeps a
+position from being given twice: a unique index would need the column of the partitions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -28,6 +29,7 @@ from msgspec import Struct
 
 from optimizer.records import Outcome
 from optimizer.signals import PLAIN_KINDS
+from serving import ledger_partitions
 from serving.copy_rows import copy_rows
 from serving.tokens import TIME_AT
 
@@ -53,6 +55,7 @@ CREATE TABLE IF NOT EXISTS ledger_heads (
 CREATE TABLE IF NOT EXISTS rewards (
     decision_point text NOT NULL,
     position bigint NOT NULL,
+    decided_at timestamptz NOT NULL,
     decision_id uuid NOT NULL,
     event_id text NOT NULL,
     received_at timestamptz NOT NULL DEFAULT now(),
@@ -60,13 +63,17 @@ CREATE TABLE IF NOT EXISTS rewards (
     known_before float8[] NOT NULL,
     known_after float8[] NOT NULL,
     token bytea NOT NULL,
-    PRIMARY KEY (decision_point, position)
-);
+    kind text NOT NULL DEFAULT '',
+    value float8,
+    weight float8 NOT NULL DEFAULT 1,
+    occurred_at timestamptz
+) PARTITION BY RANGE (decided_at);
 ALTER TABLE rewards
     ADD COLUMN IF NOT EXISTS kind text NOT NULL DEFAULT '',
     ADD COLUMN IF NOT EXISTS value float8,
     ADD COLUMN IF NOT EXISTS weight float8 NOT NULL DEFAULT 1,
     ADD COLUMN IF NOT EXISTS occurred_at timestamptz;
+CREATE INDEX IF NOT EXISTS rewards_position ON rewards (decision_point, position);
 CREATE INDEX IF NOT EXISTS rewards_decision ON rewards (decision_id, position);
 CREATE TABLE IF NOT EXISTS decisions (
     decision_point text NOT NULL,
@@ -77,7 +84,7 @@ CREATE TABLE IF NOT EXISTS decisions (
     propensity float8 NOT NULL,
     policy_version bigint NOT NULL,
     token bytea NOT NULL
-);
+) PARTITION BY RANGE (decided_at);
 CREATE INDEX IF NOT EXISTS decisions_time ON decisions (decision_point, decided_at);
 CREATE TABLE IF NOT EXISTS decision_counts (
     decision_point text PRIMARY KEY,
@@ -96,6 +103,7 @@ CREATE TABLE IF NOT EXISTS policy_checkpoints (
 _COLUMNS = {
     "decision_point": "text",
     "position": "int8",
+    "decided_at": "timestamptz",
     "decision_id": "uuid",
     "event_id": "text",
     "kind": "text",
@@ -193,13 +201,22 @@ class LedgerRow:
 
 
 def create_tables(connection: psycopg.Connection[Any]) -> None:
-    """Create what is missing; safe when several processes start at once."""
+    """Create what is missing; safe when several processes start at once.
+
+    Tables of a version without partitions get them, which takes as long as to write the rewards
+    anew; others wait for it.
+    """
     row = connection.execute(_READY).fetchone()
-    if row is not None and row[0]:  # the last table and the last column: all are there
+    # Partitions and the last column come in the same transaction as everything else.
+    if row is not None and row[0] and ledger_partitions.partitioned(connection):
         return
+    now = datetime.now(UTC)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_TABLES_LOCK,))
-        connection.execute(_TABLES)
+        if not ledger_partitions.partitioned(connection):  # another process may have been faster
+            ledger_partitions.adopt_tables(connection, now)
+            connection.execute(_TABLES)
+            ledger_partitions.ensure_weeks(connection, now)
 
 
 def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) -> list[bool]:
@@ -229,17 +246,20 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
             (points,),
         )
         positions: dict[str, int] = dict(cursor.fetchall())
-        cursor.execute(
-            "SELECT uuid_send(decision_id), event_id, kind, weight, occurred_at, quality, cost_usd,"
-            " latency_s, feedback, known_after FROM rewards "
-            "WHERE decision_id = ANY(%s::uuid[]) ORDER BY decision_id, position",
-            (f"{{{','.join([raw.hex() for raw in ids])}}}",),  # one text: psycopg adapts no list
-        )
         known = {raw: _Known({}, _NOTHING) for raw in ids}
-        for decision_id, event_id, kind, weight, occurred_at, *values, after in cursor.fetchall():
-            decision = known[decision_id]
-            _tell(decision.cells, event_id, kind, values, weight, occurred_at)
-            decision.parts = after
+        tokens = ((event.decision_id, event.token) for event in events)
+        for low, high, some in ledger_partitions.by_week(tokens):
+            cursor.execute(
+                "SELECT uuid_send(decision_id), event_id, kind, weight, occurred_at, quality, "
+                "cost_usd, latency_s, feedback, known_after FROM rewards "
+                "WHERE decision_id = ANY(%s::uuid[]) AND decided_at >= %s AND decided_at < %s "
+                "ORDER BY decision_id, position",
+                (f"{{{','.join(some)}}}", low, high),  # one text: psycopg adapts no list
+            )
+            for raw, event_id, kind, weight, occurred_at, *values, after in cursor.fetchall():
+                decision = known[raw]
+                _tell(decision.cells, event_id, kind, values, weight, occurred_at)
+                decision.parts = after
         duplicates, rows = _fold(events, known, positions)
         if rows:
             copy_rows(cursor, "rewards", _COLUMNS, rows)
@@ -276,6 +296,7 @@ def _fold(
             (
                 event.decision_point,
                 positions[event.decision_point],
+                ledger_partitions.decided_at(event.token),
                 event.decision_id,
                 event.event_id,
                 event.kind,
@@ -428,8 +449,8 @@ def close_windows(
     rows = connection.execute(
         "SELECT decision_id, token FROM decisions d WHERE decision_point = %s AND decided_at < %s "
         "AND role NOT IN ('fallback', 'shadow') AND coalesce((SELECT known_after FROM rewards r "
-        "WHERE r.decision_id = d.decision_id ORDER BY position DESC LIMIT 1) = %s::float8[], true) "
-        "ORDER BY decided_at LIMIT %s",
+        "WHERE r.decision_id = d.decision_id AND r.decided_at = d.decided_at "
+        "ORDER BY position DESC LIMIT 1) = %s::float8[], true) ORDER BY decided_at LIMIT %s",
         (decision_point, older_than, list(_NOTHING), limit),
     ).fetchall()
     events = [

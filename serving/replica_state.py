@@ -22,6 +22,7 @@ from optimizer.settings import Settings
 from optimizer.signals import signals_of
 from serving import ledger
 from serving.arm_features import ArmFeatureReader
+from serving.dead_letter_box import DeadLetterBox
 from serving.decision_log import DecisionLog
 from serving.feature_health import FeatureHealth
 from serving.live_point import LivePoint
@@ -58,6 +59,7 @@ class ReplicaState:
         self.signer = TokenSigner([key.get_secret_value() for key in settings.token_keys])
         self.rewards = RewardWriter(settings.postgres_dsn())
         self.log = DecisionLog(settings.postgres_dsn())
+        self.dead_letters = DeadLetterBox(settings.postgres_dsn())
         self._control = ControlReader(settings.postgres_dsn())
         embedder = Embedder()
         self.points = {
@@ -88,7 +90,11 @@ class ReplicaState:
                     self.features.windows_age_s,
                 ),
             },
-            lambda: chain(self.feature_health.metrics(), watch_metrics(self.points.values())),
+            lambda: chain(
+                self.feature_health.metrics(),
+                self.dead_letters.metrics(),
+                watch_metrics(self.points.values()),
+            ),
         )
         self._take_newest(self._wanted())
         self._thread = threading.Thread(
@@ -102,6 +108,7 @@ class ReplicaState:
         self._stop.set()
         self.rewards.close()
         self.log.close()
+        self.dead_letters.close()
         self._thread.join(_CLOSE_S)
         self.features.close(_CLOSE_S)
         self._snapshots.close()

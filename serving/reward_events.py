@@ -17,6 +17,7 @@ from optimizer.signals import PLAIN_KINDS, Signal, signal_named, signals_of
 from serving.cloud_events import CloudEvent, reward_of
 from serving.decider import unknown_point
 from serving.ledger import RewardEvent
+from serving.ledger_partitions import refuse_late
 from serving.problems import invalid_body
 from serving.schema import RewardBody
 from serving.tokens import TokenSigner
@@ -38,9 +39,14 @@ class RewardReader:
         The decision points by name.
     signer
         Reads decision ids.
+    ledger_days
+        `RetentionSettings.ledger_days`: rewards of older decisions are refused.
     """
 
-    def __init__(self, points: Mapping[str, DecisionPoint], signer: TokenSigner) -> None:
+    def __init__(
+        self, points: Mapping[str, DecisionPoint], signer: TokenSigner, ledger_days: int
+    ) -> None:
+        self._ledger_days = ledger_days
         self._signals = {name: signals_of(point.signals) for name, point in points.items()}
         self._signer = signer
         self._cloud_event = msgspec.json.Decoder(CloudEvent)
@@ -85,6 +91,7 @@ class RewardReader:
         signals = self._signals.get(decision.decision_point)
         if signals is None:
             raise unknown_point(decision.decision_point, self._signals)
+        refuse_late(decision.decided_at, time.time(), self._ledger_days)
         told: dict[str, Any] = {}
         if kind is not None:
             signal = signal_named(signals, kind)

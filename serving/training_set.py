@@ -36,7 +36,8 @@ FROM (
     ORDER BY decided_at DESC, decision_id DESC LIMIT %s
 ) d
 JOIN LATERAL (
-    SELECT known_after FROM rewards WHERE decision_id = d.decision_id AND received_at <= %s
+    SELECT known_after FROM rewards
+    WHERE decision_id = d.decision_id AND decided_at = d.decided_at AND received_at <= %s
     ORDER BY position DESC LIMIT 1
 ) r ON true
 ORDER BY d.decided_at, d.decision_id

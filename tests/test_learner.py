@@ -18,6 +18,7 @@ from serving import ledger
 from serving.learner import Learner
 from serving.live_point import make_encoder
 from serving.policy_line import fold
+from serving.retention import retire_ledger
 from serving.routes import make_point_policy
 from serving.snapshots import Snapshot, SnapshotStore
 from serving.tokens import CHAMPION, FALLBACK, Decision, TokenSigner
@@ -215,6 +216,32 @@ def test_without_a_checkpoint_it_goes_on_from_the_registry(platform) -> None:
     wait_for_position(platform, full.position)
     second.close()
     assert checkpoint(platform) == full_state
+
+
+def test_old_weeks_that_are_gone_change_nothing_for_a_restarted_learner(platform, tmp_path) -> None:
+    point = platform.decision_points[0]
+    told = events(platform, 7, 60)  # of 2023
+    with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
+        ledger.create_tables(connection)
+        first = Learner(platform, point, EMBEDDER)
+        first.start()
+        ledger.write(connection, told[:40])
+        wait_for_position(platform, ledger.head(connection, "chat"))
+        first.close()
+        rows = ledger.read(connection, "chat", 0, 1000)
+        report = retire_ledger(platform, time.time(), tmp_path)
+        assert report.rewards and report.held == ()
+        assert ledger.read(connection, "chat", 0, 1000) == []
+        ledger.write(connection, told[40:])
+        rows += ledger.read(connection, "chat", 0, 1000)
+        second = Learner(platform, point, EMBEDDER)
+        second.start()
+        wait_for_position(platform, rows[-1].position)
+        second.close()
+    encoder = make_encoder(point, EMBEDDER)
+    policy = make_point_policy(point, encoder)
+    fold(policy, Translations(encoder.schema), rows, Counter())
+    assert checkpoint(platform) == policy.to_bytes()
 
 
 def test_a_valkey_that_lost_its_data_gets_the_snapshot_again(platform, monkeypatch) -> None:

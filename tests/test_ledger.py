@@ -1,5 +1,6 @@
 """The ledger on a real PostgreSQL, against a model of what it should hold."""
 
+import struct
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from serving.ledger import RewardEvent
 from serving.outcomes import outcomes_frame
 
 NOTHING = Outcome()
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture
@@ -29,12 +31,20 @@ def connection(settings: Callable[..., Settings]) -> Iterator[psycopg.Connection
         yield made
 
 
+def token(decision: int, at: datetime = NOW) -> bytes:
+    """As much of a token as the ledger looks at."""
+    return bytes(2) + uuid.UUID(int=decision).bytes + struct.pack(">d", at.timestamp())
+
+
 def event(
-    decision: int, outcome: Outcome = NOTHING, event_id: str = "", retract: bool = False
+    decision: int,
+    outcome: Outcome = NOTHING,
+    event_id: str = "",
+    retract: bool = False,
+    at: datetime = NOW,
 ) -> RewardEvent:
-    return RewardEvent(
-        "chat", uuid.UUID(int=decision).bytes, event_id, outcome, retract, b"token%d" % decision
-    )
+    decision_id = uuid.UUID(int=decision).bytes
+    return RewardEvent("chat", decision_id, event_id, outcome, retract, token(decision, at))
 
 
 def test_a_repeat_changes_nothing_and_says_so(connection) -> None:
@@ -130,18 +140,18 @@ def test_a_reader_never_passes_a_row_that_is_still_to_come(connection, settings)
 
 
 def test_a_closed_window_gives_the_default_until_a_real_reward_comes(connection) -> None:
-    now = datetime.now(UTC)
+    at = NOW - timedelta(days=8)
     for number, role in ((1, "champion"), (2, "fallback"), (3, "champion")):
         connection.execute(
             "INSERT INTO decisions VALUES ('chat', %s, %s, 'small', %s, 0.5, 0, %s)",
-            (uuid.UUID(int=number), now - timedelta(days=8), role, b"token%d" % number),
+            (uuid.UUID(int=number), at, role, token(number, at)),
         )
-    ledger.write(connection, [event(3, Outcome(quality=1.0))])
-    closed = ledger.close_windows(connection, "chat", 0.2, now - timedelta(days=7), 100)
+    ledger.write(connection, [event(3, Outcome(quality=1.0), at=at)])
+    closed = ledger.close_windows(connection, "chat", 0.2, NOW - timedelta(days=7), 100)
     assert closed == 1
-    assert ledger.close_windows(connection, "chat", 0.2, now - timedelta(days=7), 100) == 0
+    assert ledger.close_windows(connection, "chat", 0.2, NOW - timedelta(days=7), 100) == 0
     assert ledger.read(connection, "chat", 1, 10)[0].after == Outcome(quality=0.2)
-    ledger.write(connection, [event(1, Outcome(quality=0.9))])
+    ledger.write(connection, [event(1, Outcome(quality=0.9), at=at)])
     assert ledger.read(connection, "chat", 2, 10)[0].after == Outcome(quality=0.9)
 
 
@@ -208,14 +218,15 @@ def test_a_ledger_of_the_version_before_goes_on(connection) -> None:
 
 
 def test_outcomes_frame_joins_decisions_with_what_is_known(connection, settings) -> None:
-    now = datetime.now(UTC)
-    for number in (1, 2):
+    times = {number: NOW + timedelta(seconds=number) for number in (1, 2)}
+    for number, at in times.items():
         connection.execute(
-            "INSERT INTO decisions VALUES ('chat', %s, %s, 'small', 'champion', 0.5, 3, 't')",
-            (uuid.UUID(int=number), now + timedelta(seconds=number)),
+            "INSERT INTO decisions VALUES ('chat', %s, %s, 'small', 'champion', 0.5, 3, %s)",
+            (uuid.UUID(int=number), at, token(number, at)),
         )
-    ledger.write(connection, [event(2, Outcome(quality=0.1)), event(2, Outcome(quality=0.7))])
-    frame = outcomes_frame(settings().postgres_dsn(), "chat", now, now + timedelta(hours=1))
+    for quality in (0.1, 0.7):
+        ledger.write(connection, [event(2, Outcome(quality=quality), at=times[2])])
+    frame = outcomes_frame(settings().postgres_dsn(), "chat", NOW, NOW + timedelta(hours=1))
     assert frame["quality"].isna().tolist() == [True, False]
     assert frame["quality"].iloc[1] == 0.7
     assert frame["decided_at"].is_monotonic_increasing

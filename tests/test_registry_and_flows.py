@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -174,8 +175,10 @@ def fill(dsn: str, rows: int) -> None:
         create_tables(connection)
         for row in range(rows):
             raw = row.to_bytes(16, "big")
-            token = b"\x02" + bytes(60) + row.to_bytes(8, "big")  # each a unit of its own
-            at = datetime.now(UTC) - timedelta(seconds=rows - row)
+            at = (datetime.now(UTC) - timedelta(seconds=rows - row)).replace(microsecond=0)
+            time_s = struct.pack(">d", at.timestamp())
+            unit = row.to_bytes(8, "big")  # each of its own
+            token = b"\x02" + bytes(17) + time_s + bytes(35) + unit
             role, model = ("control", "large") if row % 5 == 0 else ("champion", "small")
             connection.execute(
                 "INSERT INTO decisions (decision_point, decision_id, decided_at, model, role, "
