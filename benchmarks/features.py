@@ -32,7 +32,6 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
         f"full without {group}": tuple(other for other in EXTRA_COLUMNS if other != group)
         for group in EXTRA_COLUMNS
     },
-    **{f"small and {group}": (group,) for group in EXTRA_COLUMNS},
 }
 
 
@@ -77,14 +76,16 @@ def _table(name: str, recorded: RecordedOutcomes, seeds: int) -> list[str]:
         "| columns seen | number | reward | minus small | minus full |",
         "|---|---|---|---|---|",
     ]
-    found = {choice: passes(recorded, groups, seeds) for choice, groups in CHOICES.items()}
+    found = {}
+    for choice, groups in CHOICES.items():
+        found[choice] = passes(recorded, groups, seeds)
+        print(f"{name}, {choice}: {found[choice][0].mean():.4f}", flush=True)
     for choice, (rewards, size) in found.items():
         of_small, of_full = (
             "" if choice == other else _signed(interval(list(rewards - found[other][0])))
             for other in ("small", "full")
         )
         lines.append(f"| {choice} | {size} | {rewards.mean():.4f} | {of_small} | {of_full} |")
-        print(f"{name}: {lines[-1]}", flush=True)
     return [*lines, ""]
 
 

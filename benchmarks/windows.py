@@ -22,7 +22,16 @@ from feature_repo.windows import ArmWindows, WindowFeatures
 from optimizer.records import Outcome
 from serving.arm_fold import STATISTICS_SPAN_S
 
-__all__ = ["MODELS", "Row", "fold", "fold_killed", "fold_without_checkpoints", "made_ledger"]
+__all__ = [
+    "MODELS",
+    "Row",
+    "fold",
+    "fold_killed",
+    "fold_without_checkpoints",
+    "made_delay_s",
+    "made_ledger",
+    "made_outcome",
+]
 
 MODELS = tuple(f"model-{number}" for number in range(8))
 _RESULT = Path(__file__).parent / "results" / "windows.md"
@@ -57,27 +66,29 @@ def made_ledger(outcomes: int, span_s: float, seed: int) -> list[Row]:
     rows = []
     for _ in range(outcomes):
         model, decided_s = draw.choice(MODELS), _START_S + draw.uniform(0.0, span_s)
-        received_s, before = decided_s + _delay_s(draw), _NOTHING
+        received_s, before = decided_s + made_delay_s(draw), _NOTHING
         for after in _story(draw):
             rows.append(Row(model, decided_s, received_s, before, after))
-            received_s, before = received_s + _delay_s(draw), after
+            received_s, before = received_s + made_delay_s(draw), after
     return sorted(rows, key=lambda row: row.received_s)
 
 
-def _delay_s(draw: random.Random) -> float:
+def made_delay_s(draw: random.Random) -> float:
+    """Seconds from a decision to its outcome: mostly minutes, some after the allowed lateness."""
     return draw.expovariate(1 / 30) if draw.random() < 0.97 else draw.uniform(0.0, 7200.0)
 
 
 def _story(draw: random.Random) -> list[Outcome]:
-    outcomes = [_outcome(draw)]
+    outcomes = [made_outcome(draw)]
     if draw.random() < 0.12:
-        outcomes.append(_outcome(draw))
+        outcomes.append(made_outcome(draw))
         if draw.random() < 0.25:
             outcomes.append(_NOTHING)
     return outcomes
 
 
-def _outcome(draw: random.Random) -> Outcome:
+def made_outcome(draw: random.Random) -> Outcome:
+    """Any outcome; its quality may be unknown."""
     return Outcome(
         quality=draw.choice((0.0, 1.0, draw.random(), None)),
         cost_usd=draw.expovariate(1000.0),

@@ -237,7 +237,7 @@ class PushLog:
                     self._send(pushes)
             except psycopg.OperationalError as error:
                 _LOG.warning("%d rows of arm features wait: %s", self.waiting, error)
-                last = self._stop.wait(_RETRY_S) or last
+                self._stop.wait(_RETRY_S)
             except psycopg.Error:
                 _LOG.exception("PostgreSQL refuses rows of arm features; they are dropped")
                 with self._lock:

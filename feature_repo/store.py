@@ -239,16 +239,20 @@ class FeatureStoreClient:
         names = [f"{arm_statistics.name}:{name}" for name in STATISTICS_COLUMNS]
         names += [f"{arm_windows.name}:{name}" for name in WINDOWS_COLUMNS]
         at = pd.to_datetime(moments["event_timestamp"], utc=True).dt.floor("us")
-        asked = pd.DataFrame({"arm_key": moments["arm_key"], "event_timestamp": at})
-        distinct = asked.drop_duplicates()
+        asked = pd.DataFrame(
+            {
+                "arm_key": moments["arm_key"].to_numpy(),
+                "event_timestamp": at.array,
+                "place": range(len(moments)),
+            }
+        )
         with self._opened() as store:
-            found = store.get_historical_features(
-                entity_df=distinct, features=names, full_feature_names=True
+            found: pd.DataFrame = store.get_historical_features(
+                entity_df=asked, features=names, full_feature_names=True
             ).to_df()
         columns = [name.replace(":", "__") for name in names]
-        found[columns] = found[columns].astype(float)
-        joined = asked.merge(found, how="left", on=["arm_key", "event_timestamp"])
-        return moments.assign(**{name: joined[name].to_numpy() for name in columns})
+        found = found.sort_values("place")[columns].astype(float).set_index(moments.index)
+        return pd.concat([moments, found], axis=1)
 
     def restore(self, decision_point: str, models: Sequence[str], now: datetime) -> list[str]:
         """Bring back online what Valkey has lost, out of the offline tables.

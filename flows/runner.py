@@ -12,11 +12,12 @@ from prefect.runner import Runner
 from prefect.schedules import Cron, Interval
 from prefect.types.entrypoint import EntrypointType
 
-from flows.report import report
+from flows.deployments import DEPLOYMENTS, Deployed
 
 __all__ = ["serve_flows"]
 
-HOURLY = "0 * * * *"
+RUNS_AT_ONCE = 2
+"""As many as cores that can be counted on. A run is a process with its own libraries."""
 
 
 class _Runner(Runner):
@@ -32,31 +33,33 @@ class _Runner(Runner):
         asyncio.get_running_loop().call_soon_threadsafe(self._stop_serving)
 
 
-def serve_flows(report_every_s: float | None) -> None:
-    """Register every deployment and run what is due, one at a time, until told to stop.
+def serve_flows(every_s: float | None = None) -> None:
+    """Register every deployment and run what is due, two at a time, until told to stop.
 
     Parameters
     ----------
-    report_every_s
-        Seconds between reports, above 0; on the hour if None.
+    every_s
+        Seconds between runs of every deployment, above 0; each on its own schedule if None.
     """
-    schedule = (
-        Cron(HOURLY, timezone="UTC")
-        if report_every_s is None
-        else Interval(timedelta(seconds=report_every_s))
-    )
-    deployment = RunnerDeployment.from_flow(
-        report,
-        "report",
-        schedule=schedule,
-        description="What each decision point did in the last hours, and what it saved.",
-        tags=["report"],
+    # Schedules stay on while this process is down: a report that was due then is made later, of
+    # the hours it was due for. Pausing them would also make stopping wait for Prefect.
+    runner = _Runner(limit=RUNS_AT_ONCE, pause_on_shutdown=False)
+    for one in DEPLOYMENTS:
+        runner.add_deployment(_deployment(one, every_s))
+    with suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(runner.serve())
+
+
+def _deployment(one: Deployed, every_s: float | None) -> RunnerDeployment:
+    return RunnerDeployment.from_flow(
+        one.flow,
+        one.name,
+        schedule=Cron(one.cron, timezone="UTC")
+        if every_s is None
+        else Interval(timedelta(seconds=every_s)),
+        description=one.description,
+        tags=list(one.tags),
+        concurrency_limit=one.concurrency_limit,
         # A path would only be found from this process's working folder.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    # Schedules stay on while this process is down: a report that was due then is made later, of
-    # the hours it was due for. Pausing them would also make stopping wait for Prefect.
-    runner = _Runner(limit=1, pause_on_shutdown=False)
-    runner.add_deployment(deployment)
-    with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(runner.serve())

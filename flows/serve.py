@@ -18,13 +18,13 @@ _QUIET = {
 }
 
 
-def main(report_every_s: float | None = None) -> None:
+def main(every_s: float | None = None) -> None:
     """Serve until told to stop.
 
     Parameters
     ----------
-    report_every_s
-        Seconds between reports, above 0; on the hour if None.
+    every_s
+        Seconds between runs of every flow, above 0; each on its own schedule if None.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -32,7 +32,7 @@ def main(report_every_s: float | None = None) -> None:
     # Prefect reads its settings while it is imported, so they stand before.
     from flows.runner import serve_flows
 
-    serve_flows(report_every_s)
+    serve_flows(every_s)
 
 
 if __name__ == "__main__":

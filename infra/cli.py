@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from infra.experiments_cli import experiments
+from infra.features_cli import features
 from infra.models_cli import models
 from infra.pareto_cli import pareto
 from infra.terminal import errors_shown, on_stderr, print_json
@@ -25,6 +26,7 @@ main = typer.Typer(
 main.add_typer(models)
 
 main.add_typer(experiments, name="experiments")
+main.add_typer(features, name="features")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from optimizer.errors import InvalidInput, UnknownName
-from optimizer.prompt_text import LANGUAGES, complexity, language, words
+from optimizer.prompt_text import complexity, language, words
 from optimizer.request_history import Past
 from optimizer.transformations import hashed
 
@@ -27,7 +27,9 @@ __all__ = [
 ]
 
 _USER_COLUMNS = 8
-_NAMED_LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "nl")
+_NAMED_LANGUAGES = ("unknown", "de", "fr", "es", "it", "pt", "nl")
+"""English is the reference and has no column: where most prompts are English it would be the
+constant a second time, and every arm would have to be tried to tell the two apart."""
 
 EXTRA_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "length": ("prompt_characters_log", "prompt_words_log"),
@@ -131,7 +133,7 @@ def fact_values(
                 guess = language(prompt)
                 if guess in _NAMED_LANGUAGES:
                     columns[_NAMED_LANGUAGES.index(guess)] = _SCALE
-                elif guess != LANGUAGES[0]:
+                elif guess != "en":
                     columns[-1] = _SCALE
         values += columns
     return values

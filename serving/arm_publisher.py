@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from feature_repo.aggregates import ArmFeatures
@@ -99,7 +100,9 @@ class ArmPublisher:
             store.close()
 
     def _push(self, store: FeatureStoreClient, point: DecisionPoint, learner: Learner) -> None:
-        name, now = point.name, time.time()
+        # To the microsecond, as it is stored: a count of thousands decays by more than that much in
+        # the rest, and the ledger would give another one.
+        name, now = point.name, datetime.now(UTC).timestamp()
         position, at = self._pushed.get(name, (-1, 0.0))
         if position == learner.counted and now - at < _UNCHANGED_S:
             store.report.still_current(name, now, ("arm_statistics", "arm_windows"))

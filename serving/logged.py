@@ -17,7 +17,7 @@ from optimizer.offpolicy.logged import LoggedDecisions, LoggedRow
 from optimizer.records import Arm, Outcome
 from serving.tokens import FALLBACK, ROLES, Decision, parse
 
-__all__ = ["LiveLog", "learned_until", "read_log"]
+__all__ = ["LiveLog", "learned_until", "read_log", "reason_of_no_use"]
 
 _CHUNK = 5000
 _UNKNOWN = (None, None, None, None)
@@ -109,7 +109,7 @@ def read_log(
             except InvalidToken:
                 skipped["token"] += 1
                 continue
-            reason = _reason(decision, index, layouts)
+            reason = reason_of_no_use(decision, index, layouts)
             if reason is not None:
                 skipped[reason] += 1
                 continue
@@ -142,7 +142,9 @@ def learned_until(
     return row[0] if row else None
 
 
-def _reason(decision: Decision, index: dict[bytes, int], layouts: Translations) -> str | None:
+def reason_of_no_use(
+    decision: Decision, index: dict[bytes, int], layouts: Translations
+) -> str | None:
     """Why a decision is of no use, or None."""
     if decision.role == FALLBACK:
         return "fallback"

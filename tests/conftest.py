@@ -135,6 +135,44 @@ def mlflow_url(mlflow_server: MlflowServer) -> str:
     return mlflow_server.url
 
 
+@pytest.fixture(scope="session")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """API address of the Prefect of this test session."""
+    import httpx
+
+    folder, port = tmp_path_factory.mktemp("prefect"), free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    command = ["-m", "prefect", "server", "start", "--no-ui", "--host", "127.0.0.1"]
+    environment = {
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_HOME": str(folder),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+    }
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--port", str(port)],
+            env={**os.environ, **environment},
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{url}/health").is_success:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.3)
+        else:
+            pytest.fail(f"Prefect did not start: {log.read_text()[-3000:]}")
+        yield url
+    finally:
+        stop(process, signal.SIGTERM)
+
+
 @pytest.fixture
 def settings(postgres_url: str, valkey_url: str, tmp_path: Path) -> Callable[..., Settings]:
     """Makes settings with an empty database and an empty Valkey, the same for a whole test."""

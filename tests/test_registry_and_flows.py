@@ -37,12 +37,6 @@ QUIET = {
 ENCODER = FeatureEncoder(("math",), 2)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def started(
     command: list[str], environment: Mapping[str, str], log: Path
@@ -76,21 +70,6 @@ def wait_for(what: Callable[[], Any], log: Path, timeout_s: float = 240) -> Any:
             pass
         time.sleep(0.3)
     pytest.fail(f"not within {timeout_s} s; {log}:\n{log.read_text()[-3000:]}")
-
-
-@pytest.fixture(scope="session")
-def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("prefect")
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    command = ["-m", "prefect", "server", "start", "--no-ui", "--host", "127.0.0.1"]
-    environment = {
-        "PREFECT_HOME": str(folder),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
-    }
-    with started([*command, "--port", str(port)], environment, log := folder / "log"):
-        wait_for(lambda: httpx.get(f"{url}/health").is_success, log)
-        yield url
 
 
 def description(name: str = "chat", **changes: Any) -> PolicyDescription:
@@ -235,22 +214,25 @@ def test_the_report_runs_on_its_schedule(
         "PREFECT_HOME": str(tmp_path),
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",
     }
-    command = ["-c", "from flows.serve import main; main(report_every_s=5)"]
+    command = ["-c", "from flows.serve import main; main(every_s=5)"]
 
     def ask(what: str, **body: Any) -> Any:
         return httpx.post(f"{prefect_url}/{what}/filter", json=body).raise_for_status().json()
 
     with started(command, environment, log := tmp_path / "log") as process:
         done = {"state": {"type": {"any_": ["COMPLETED"]}}}
-        run = wait_for(lambda: ask("flow_runs", flow_runs=done), log)[0]
+        name = {"name": {"any_": ["report"]}}
+        run = wait_for(lambda: ask("flow_runs", flow_runs=done, flows=name), log)[0]
         assert run["auto_scheduled"]
         start = time.monotonic()
         process.terminate()
         assert process.wait(20) == 0
         assert time.monotonic() - start < 10
     assert "Traceback" not in log.read_text()
-    deployment = ask("deployments")[0]
-    assert (deployment["name"], deployment["tags"]) == ("report", ["report"])
+    deployments = {one["name"]: one for one in ask("deployments")}
+    assert {"report", "materialise"} <= deployments.keys()
+    deployment = deployments["report"]
+    assert deployment["tags"] == ["report"] and deployment["global_concurrency_limit"]["limit"] == 1
     assert "description" in deployment["parameter_openapi_schema"]["properties"]["hours"]
     shown = {one["key"]: one["data"] for one in ask("artifacts")}
     assert {"report-chat", "report-chat-figures", "report-chat-mlflow"} <= shown.keys()

@@ -171,7 +171,7 @@ def test_extra_columns_say_what_they_are_named_after() -> None:
         for vector, user in zip(vectors, ("ann", None), strict=True)
     )
     assert told["language_de"] == told["weekend"] == pytest.approx(0.3, abs=2e-4)
-    assert told["business_hours"] == told["language_en"] == 0.0
+    assert told["business_hours"] == told["language_other"] == 0.0
     assert sum(abs(told[name]) for name in EXTRA_COLUMNS["user"]) == pytest.approx(0.3, abs=2e-4)
     assert told["past_similarity"] == pytest.approx(0.3, abs=2e-4)
     assert told["past_quality"] > 0 and told["past_user_quality"] > 0

@@ -1,0 +1,100 @@
+"""Every flow that runs on a schedule: one entry each.
+
+The runner registers these (`flows.runner`). For a Prefect of the user's own they are written by
+``python -m flows.deployments > infra/prefect.yaml``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from prefect import Flow
+
+from flows.materialise import materialise
+from flows.report import report
+
+__all__ = ["DEPLOYMENTS", "Deployed", "manifest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A flow and when it runs.
+
+    Attributes
+    ----------
+    flow
+        Its module should import what is heavy inside its tasks: the runner imports every flow.
+    name
+        Of the deployment.
+    cron
+        When, UTC.
+    description
+        One sentence for people in Prefect.
+    tags
+        To filter by.
+    concurrency_limit
+        Runs of this deployment at once; others wait.
+    """
+
+    flow: Flow[Any, Any]
+    name: str
+    cron: str
+    description: str
+    tags: tuple[str, ...]
+    concurrency_limit: int = 1
+
+    @property
+    def entrypoint(self) -> str:
+        """Dotted path of the flow, for Prefect."""
+        return f"{self.flow.fn.__module__}.{self.flow.fn.__name__}"
+
+
+DEPLOYMENTS = (
+    Deployed(
+        report,
+        "report",
+        "0 * * * *",
+        "What each decision point did in the last hours, and what it saved.",
+        ("report",),
+    ),
+    Deployed(
+        materialise,
+        "materialise",
+        "10 * * * *",
+        "Brings back what the online feature store lost, and checks that online and offline agree.",
+        ("features",),
+    ),
+)
+
+
+def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
+    """``infra/prefect.yaml``."""
+    content = {
+        "name": "llm-auto-optimizer",
+        "deployments": [
+            {
+                "name": one.name,
+                "description": one.description,
+                "tags": list(one.tags),
+                "entrypoint": one.entrypoint,
+                "schedules": [{"cron": one.cron, "timezone": "UTC"}],
+                "concurrency_limit": one.concurrency_limit,
+                "work_pool": {"name": "llmopt"},
+            }
+            for one in deployments
+        ],
+    }
+    head = (
+        "# Made by `python -m flows.deployments > infra/prefect.yaml`; edit flows/deployments.py.\n"
+        "# `llmopt up` serves these by itself. For a Prefect of your own: make a work pool\n"
+        "# `llmopt` whose workers have this project installed, LLMOPT_SETTINGS set, and then run\n"
+        "# `prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`.\n"
+    )
+    return head + yaml.safe_dump(content, sort_keys=False, width=100)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(manifest())
