@@ -63,18 +63,19 @@ def lightgbm(made: QualityDesign, seed: int) -> tuple[Predict, int]:
     settings = {
         "objective": "l2",
         "learning_rate": 0.05,
-        "num_leaves": 15,
+        "num_leaves": 8,
         "max_depth": 8,
-        "min_data_in_leaf": 20,
+        "min_data_in_leaf": 40,
+        "feature_fraction_bynode": 0.3,
         "lambda_l2": 1.0,
         "num_threads": 1,
         "seed": seed,
         "verbosity": -1,
     }
-    later = gbm.Dataset(made.later_table, made.later_quality)
+    later = gbm.Dataset(made.later_table, made.later_quality - made.later_offset)
     model = gbm.train(
         settings,
-        gbm.Dataset(made.table, made.quality),
+        gbm.Dataset(made.table, made.quality - made.offset),
         300,
         valid_sets=[later],
         callbacks=[gbm.early_stopping(20, verbose=False)],
@@ -134,8 +135,11 @@ def one(seed: int, recorded: RecordedOutcomes) -> list[tuple[str, QualityScore, 
             len(model.to_bytes()),
         )
     )
-    trees = grow(made.table, made.quality, (made.later_table, made.later_quality), seed=seed)
-    raw, later_raw = trees.predict(tested_table), trees.predict(made.later_table)
+    later_target = made.later_table, made.later_quality - made.later_offset
+    trees = grow(made.table, made.quality - made.offset, later_target, seed=seed)
+    offset = tested_table[:, len(encoder.names) + 1]
+    raw, later_raw = trees.predict(tested_table) + offset, trees.predict(made.later_table)
+    later_raw += made.later_offset
     found.append(("the same without calibration", score(raw, truth), 0.0, 0.0, 0))
     found.append(
         ("the same, Platt", score(platt(later_raw, made.later_quality)(raw), truth), 0.0, 0.0, 0)
@@ -144,11 +148,11 @@ def one(seed: int, recorded: RecordedOutcomes) -> list[tuple[str, QualityScore, 
         started = time.perf_counter()
         predict, size = lightgbm(made, seed)
         took = time.perf_counter() - started
-        knots = isotonic(predict(made.later_table), made.later_quality)
+        knots = isotonic(predict(made.later_table) + made.later_offset, made.later_quality)
         found.append(
             (
                 "LightGBM's trees, isotonic",
-                score(np.interp(predict(tested_table), *knots), truth),
+                score(np.interp(predict(tested_table) + offset, *knots), truth),
                 took,
                 _milliseconds(lambda: np.interp(predict(few), *knots)),
                 size,

@@ -111,8 +111,9 @@ def grow(
     seed: int,
     most_trees: int = 300,
     learning_rate: float = 0.05,
-    leaves: int = 15,
-    rows_in_leaf: int = 20,
+    leaves: int = 8,
+    rows_in_leaf: int = 40,
+    column_share: float = 0.3,
 ) -> BoostedTrees:
     """Grow trees for the least squared error (Friedman 2001), on histograms of the columns.
 
@@ -134,6 +135,8 @@ def grow(
         Most leaves of a tree, 2 or more.
     rows_in_leaf
         Fewest rows of a leaf, 1 or more.
+    column_share
+        In (0, 1]: share of the columns that each split may choose from, drawn anew.
     """
     from sklearn.ensemble import HistGradientBoostingRegressor  # a second, only where one learns
 
@@ -144,6 +147,7 @@ def grow(
         max_depth=8,
         min_samples_leaf=rows_in_leaf,
         l2_regularization=1.0,
+        max_features=column_share,
         early_stopping=True,
         n_iter_no_change=20,
         random_state=seed,

@@ -107,18 +107,22 @@ class QualityDesign:
     ----------
     means
         Of the rows that trees are grown on.
-    table, quality
-        Shapes (n, columns) and (n,): those rows. Columns are the request, the means of the arm and
-        of the arm on the task, the traits of the arm, the response.
-    later_table, later_quality
+    table, quality, offset
+        Shapes (n, columns), (n,) and (n,): those rows. Columns are the request, the means of the
+        arm and of the arm on the task, the traits of the arm, the response. The mean on the task is
+        also the offset, what trees start from: where there is nothing more to learn, no tree is
+        needed.
+    later_table, later_quality, later_offset
         The requests held out for calibration.
     """
 
     means: Means
     table: Matrix
     quality: Vector
+    offset: Vector
     later_table: Matrix
     later_quality: Vector
+    later_offset: Vector
 
     @classmethod
     def of(
@@ -144,8 +148,10 @@ class QualityDesign:
             means,
             np.hstack([fitted.requests, told, traits[fitted.arms], fitted.responses]),
             fitted.quality,
+            told[:, 1],
             np.hstack([later.requests, later_told, traits[later.arms], later.responses]),
             later.quality,
+            later_told[:, 1],
         )
 
 

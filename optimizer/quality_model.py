@@ -1,8 +1,9 @@
 """Predicts the quality of a response from the request, the arm and, where told, the response.
 
-Boosted trees over the request's features, what the arm did so far and what is known of it
-beforehand, and facts about the response; then a monotone correction on requests that the trees
-never saw, so that of all responses with a prediction of 0.7 about 70 % of the quality is there.
+It starts from what the arm did on the task in the mean. Boosted trees add what the request's
+features, what is known of the arm beforehand, and facts about the response tell beyond it; then
+comes a monotone correction on requests that the trees never saw, so that responses with a
+prediction of 0.7 have a quality of about 0.7 in the mean.
 """
 
 from __future__ import annotations
@@ -104,15 +105,15 @@ class QualityModel:
             If there are too few rows.
         """
         made = QualityDesign.of(rows, names, arms, seed=seed)
-        later = made.later_table, made.later_quality
-        trees = grow(made.table, made.quality, later, seed=seed)
+        later = made.later_table, made.later_quality - made.later_offset
+        trees = grow(made.table, made.quality - made.offset, later, seed=seed)
         return cls(
             names,
             [arm.id.hex() for arm in arms],
             np.bincount(rows.arms, minlength=len(arms)),
             made.means,
             trees,
-            isotonic(trees.predict(made.later_table), made.later_quality),
+            isotonic(trees.predict(made.later_table) + made.later_offset, made.later_quality),
             bool(np.isfinite(rows.responses).any()),
         )
 
@@ -141,7 +142,32 @@ class QualityModel:
             raise IncompatibleState(f"arms with {traits.shape[1]} traits, not {self._traits}")
         facts = unknown_facts(len(arms)) if responses is None else responses
         raw = self._trees.predict(np.hstack([requests, means, traits, facts]))
-        return np.interp(raw, *self._knots)
+        return np.interp(raw + means[:, 1], *self._knots)
+
+    def predict_arms(
+        self,
+        features: Vector,
+        arms: Sequence[Arm],
+        answered: int | None = None,
+        facts: Vector | None = None,
+    ) -> list[float]:
+        """Calibrated quality of each arm on one request.
+
+        Parameters
+        ----------
+        features
+            Shape (d,).
+        arms
+            Which to predict, k of them.
+        answered, facts
+            The index of the arm that answered, and `optimizer.response_facts` of its response.
+        """
+        responses = unknown_facts(len(arms))
+        if answered is not None and facts is not None:
+            responses[answered] = facts
+        repeated = np.broadcast_to(features, (len(arms), len(features)))
+        found: list[float] = self.predict(repeated, arms, responses).tolist()
+        return found
 
     def has_seen(self, arm: Arm) -> bool:
         """Whether it has learned from enough rows of the arm to say more than a typical one."""

@@ -20,6 +20,8 @@ from serving.schema import (
     ContextBody,
     DecisionBody,
     DecisionResponse,
+    QualityBody,
+    QualityResponse,
     RewardBody,
     RewardResponse,
 )
@@ -39,6 +41,8 @@ _COMPONENTS = (
     ReportResponse,
     FeaturesResponse,
     FeaturesHealthResponse,
+    QualityBody,
+    QualityResponse,
 )
 
 
@@ -157,6 +161,13 @@ def document() -> dict[str, Any]:
         "Tell what happened", 202, _reference("RewardResponse"), _reference("RewardBody")
     )
     rewards["responses"]["503"] = _PROBLEM_RESPONSE
+    quality = _operation(
+        "Predict the quality of a response, and whether to ask a better model",
+        200,
+        _reference("QualityResponse"),
+        _reference("QualityBody"),
+    )
+    quality["responses"]["503"] = _PROBLEM_RESPONSE
     many_rewards = _operation(
         "Tell what happened, up to 1,000 times",
         202,
@@ -185,6 +196,7 @@ def document() -> dict[str, Any]:
         "/v1/rewards/batch": {"post": many_rewards},
         "/v1/decision-points": {"get": _operation("The decision points there are", 200, anything)},
         "/v1/decision-points/{name}": {"get": point},
+        "/v1/quality": {"post": quality},
         "/v1/features": {
             "get": _operation(
                 "Health of the feature views: ages, missing, out of range, alerts",
