@@ -16,13 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
 from infra.recordings import PARETOBANDIT, load_recording
 from infra.replays import encode
 from optimizer.boosted_trees import grow
+from optimizer.calibration import calibrate, isotonic, logistic
 from optimizer.quality_design import (
     Means,
     QualityDesign,
@@ -32,7 +31,7 @@ from optimizer.quality_design import (
     tasks_of,
     traits_of,
 )
-from optimizer.quality_model import QualityModel, isotonic
+from optimizer.quality_model import QualityModel
 from optimizer.quality_score import QualityScore, score
 from optimizer.recorded import RecordedOutcomes
 from optimizer.records import Arm, Indices, Matrix, Vector
@@ -42,18 +41,6 @@ _RESULT = Path(__file__).parent / "results" / "quality_model.md"
 _TEST_SHARE = 0.25
 
 Predict = Callable[[Matrix], Vector]
-
-
-def platt(raw: Vector, quality: Vector) -> Callable[[Vector], Vector]:
-    """A logistic curve through the raw predictions (Platt 1999), by cross entropy."""
-    x = logit(np.clip(raw, 0.001, 0.999))
-
-    def loss(theta: Vector) -> float:
-        p = np.clip(expit(theta[0] + theta[1] * x), 1e-9, 1.0 - 1e-9)
-        return float(-np.mean(quality * np.log(p) + (1.0 - quality) * np.log1p(-p)))
-
-    a, b = minimize(loss, np.array([0.0, 1.0]), method="Nelder-Mead").x
-    return lambda one: np.asarray(expit(a + b * logit(np.clip(one, 0.001, 0.999))))
 
 
 def lightgbm(made: QualityDesign, seed: int) -> tuple[Predict, int]:
@@ -128,7 +115,7 @@ def one(seed: int, recorded: RecordedOutcomes) -> list[tuple[str, QualityScore, 
     few_arms = [arms[arm] for arm in tested.arms[:k]]
     found.append(
         (
-            "ours: scikit-learn's trees, isotonic",
+            "ours: scikit-learn's trees, calibrated",
             score(model.predict(tested.requests, [arms[arm] for arm in tested.arms]), truth),
             took,
             _milliseconds(lambda: model.predict(tested.requests[:k], few_arms)),
@@ -141,17 +128,17 @@ def one(seed: int, recorded: RecordedOutcomes) -> list[tuple[str, QualityScore, 
     raw, later_raw = trees.predict(tested_table) + offset, trees.predict(made.later_table)
     later_raw += made.later_offset
     found.append(("the same without calibration", score(raw, truth), 0.0, 0.0, 0))
-    found.append(
-        ("the same, Platt", score(platt(later_raw, made.later_quality)(raw), truth), 0.0, 0.0, 0)
-    )
+    for name, fit in (("isotonic", isotonic), ("logistic", logistic)):
+        knots = fit(later_raw, made.later_quality)
+        found.append((f"the same, {name}", score(np.interp(raw, *knots), truth), 0.0, 0.0, 0))
     if find_spec("lightgbm"):
         started = time.perf_counter()
         predict, size = lightgbm(made, seed)
         took = time.perf_counter() - started
-        knots = isotonic(predict(made.later_table) + made.later_offset, made.later_quality)
+        knots = calibrate(predict(made.later_table) + made.later_offset, made.later_quality)
         found.append(
             (
-                "LightGBM's trees, isotonic",
+                "LightGBM's trees, calibrated",
                 score(np.interp(predict(tested_table) + offset, *knots), truth),
                 took,
                 _milliseconds(lambda: np.interp(predict(few), *knots)),

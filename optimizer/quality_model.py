@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from optimizer.boosted_trees import BoostedTrees, from_archive, grow, to_archive
+from optimizer.calibration import calibrate
 from optimizer.errors import IncompatibleState
 from optimizer.quality_design import (
     WELL_SEEN,
@@ -27,7 +27,7 @@ from optimizer.quality_design import (
 from optimizer.records import Arm, Indices, Matrix, Vector
 from optimizer.response_facts import RESPONSE_FACTS, unknown_facts
 
-__all__ = ["QualityModel", "isotonic"]
+__all__ = ["QualityModel"]
 
 _FORMAT = 1
 
@@ -113,7 +113,7 @@ class QualityModel:
             np.bincount(rows.arms, minlength=len(arms)),
             made.means,
             trees,
-            isotonic(trees.predict(made.later_table) + made.later_offset, made.later_quality),
+            calibrate(trees.predict(made.later_table) + made.later_offset, made.later_quality),
             bool(np.isfinite(rows.responses).any()),
         )
 
@@ -169,6 +169,11 @@ class QualityModel:
         found: list[float] = self.predict(repeated, arms, responses).tolist()
         return found
 
+    @property
+    def overall(self) -> float:
+        """Mean quality of everything it learned from: the guess about an unknown request."""
+        return self._means.overall
+
     def has_seen(self, arm: Arm) -> bool:
         """Whether it has learned from enough rows of the arm to say more than a typical one."""
         place = self._place.get(arm.id.hex())
@@ -218,13 +223,3 @@ class QualityModel:
             )
         except (KeyError, ValueError, TypeError) as error:
             raise IncompatibleState(f"not a quality model: {error}") from error
-
-
-def isotonic(raw: Vector, quality: Vector) -> tuple[Vector, Vector]:
-    """Isotonic regression (Zadrozny and Elkan 2002) as the ends of its steps, lines between."""
-    order = np.argsort(raw, kind="stable")
-    fitted = np.clip(isotonic_regression(quality[order]).x, 0.0, 1.0)
-    at = raw[order]
-    changes = np.flatnonzero(np.diff(fitted))
-    ends = np.unique(np.concatenate([[0], changes, changes + 1, [len(at) - 1]]))
-    return at[ends], fitted[ends]

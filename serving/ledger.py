@@ -8,7 +8,7 @@ a reader that has seen position n will never find a smaller one later.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,10 +17,24 @@ import psycopg
 
 from optimizer.records import Outcome
 
-__all__ = ["WINDOW_CLOSED", "LedgerRow", "RewardEvent", "create_tables", "head", "read", "write"]
+__all__ = [
+    "WINDOW_CLOSED",
+    "LedgerRow",
+    "Proxy",
+    "RewardEvent",
+    "close_windows",
+    "create_tables",
+    "head",
+    "read",
+    "real_values",
+    "write",
+]
 
 WINDOW_CLOSED = "(window closed)"
 """Event id of the default reward of a decision whose attribution window closed without any."""
+
+_PROXY = "(window closed: quality model "
+"""Start of the event id where a quality model predicted the quality instead."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS ledger_heads (
@@ -70,6 +84,10 @@ _TABLES_LOCK = 0x6C6C6D6F7074
 Values = tuple[float | None, ...]
 _NOTHING: Values = (None, None, None, None)
 
+Proxy = Callable[[Sequence[bytes]], tuple[int, Sequence[float]] | None]
+"""Predicts the qualities of decisions from the bytes of their tokens: the version of the model, and
+a quality in [0, 1] for each; None while there is no model."""
+
 
 @dataclass(frozen=True, slots=True)
 class RewardEvent:
@@ -99,13 +117,32 @@ class RewardEvent:
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """What the learner reads."""
+    """What the learner reads.
+
+    Attributes
+    ----------
+    before, after
+        What is known of the decision, before and after this row; the quality may be a proxy.
+    real_before, real_after
+        The same without a proxy: what counts as evidence.
+    """
 
     position: int
     before: Outcome
     after: Outcome
     token: bytes
     received_at: datetime
+    real_before: Outcome
+    real_after: Outcome
+
+
+def real_values(known: Sequence[float | None]) -> Sequence[float | None]:
+    """The four parts of what is known about a decision, without a quality that was predicted.
+
+    Where the quality is a proxy, ``known_before`` and ``known_after`` have a fifth number, the
+    version of the quality model that predicted it.
+    """
+    return known if len(known) == len(_NOTHING) else (None, *known[1 : len(_NOTHING)])
 
 
 def create_tables(connection: psycopg.Connection[Any]) -> None:
@@ -210,19 +247,34 @@ def _fold(
 
 
 def _combine(said: dict[str, Values]) -> list[float | None]:
-    """Mean of each part over the events that give it; the default only where there is no other."""
+    """Mean of each part over the events that give it; the default only where there is no other.
+
+    A fifth number follows where that default is a proxy, see `real_values`.
+    """
+    closed, default = next(
+        ((name, parts) for name, parts in said.items() if _closes(name)), ("", _NOTHING)
+    )
     result: list[float | None] = []
+    version: float | None = None
     for part in range(len(_NOTHING)):
         values = [
             value
             for event_id, parts in said.items()
-            if (value := parts[part]) is not None and event_id != WINDOW_CLOSED
+            if (value := parts[part]) is not None and not _closes(event_id)
         ]
         if values:
             result.append(sum(values) / len(values))
         else:
-            result.append(said.get(WINDOW_CLOSED, _NOTHING)[part])
+            result.append(default[part])
+            if part == 0 and default[0] is not None and closed.startswith(_PROXY):
+                version = float(closed.removeprefix(_PROXY).rstrip(")"))
+    if version is not None:
+        result.append(version)
     return result
+
+
+def _closes(event_id: str) -> bool:
+    return event_id == WINDOW_CLOSED or event_id.startswith(_PROXY)
 
 
 def head(connection: psycopg.Connection[Any], decision_point: str) -> int:
@@ -244,7 +296,15 @@ def read(
             (decision_point, after, limit),
         )
         return [
-            LedgerRow(position, Outcome(*before), Outcome(*known), bytes(token), received_at)
+            LedgerRow(
+                position,
+                Outcome(*before[:4]),
+                Outcome(*known[:4]),
+                bytes(token),
+                received_at,
+                Outcome(*real_values(before)),
+                Outcome(*real_values(known)),
+            )
             for position, before, known, token, received_at in cursor
         ]
 
@@ -252,11 +312,15 @@ def read(
 def close_windows(
     connection: psycopg.Connection[Any],
     decision_point: str,
-    default_quality: float,
+    default_quality: float | None,
     older_than: datetime,
     limit: int,
+    proxy: Proxy | None = None,
 ) -> int:
-    """Give the default quality to logged decisions whose window closed without any reward.
+    """Give a quality to logged decisions whose window closed without any reward.
+
+    It is what ``proxy`` predicts; the default where there is no proxy, or no model yet. Without
+    either, nothing is closed.
 
     Returns
     -------
@@ -268,16 +332,19 @@ def close_windows(
         "r.decision_id = d.decision_id) ORDER BY decided_at LIMIT %s",
         (decision_point, older_than, limit),
     ).fetchall()
+    tokens = [bytes(token) for _, token in rows]
+    predicted = proxy(tokens) if proxy is not None and tokens else None
+    if predicted is not None:
+        event_id, qualities = f"{_PROXY}{predicted[0]})", predicted[1]
+    elif default_quality is not None:
+        event_id, qualities = WINDOW_CLOSED, [default_quality] * len(tokens)
+    else:
+        return 0
     events = [
         RewardEvent(
-            decision_point,
-            decision_id.bytes,
-            WINDOW_CLOSED,
-            Outcome(quality=default_quality),
-            False,
-            bytes(token),
+            decision_point, decision_id.bytes, event_id, Outcome(quality=quality), False, token
         )
-        for decision_id, token in rows
+        for (decision_id, _), token, quality in zip(rows, tokens, qualities, strict=True)
     ]
     if events:
         write(connection, events)
