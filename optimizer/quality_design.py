@@ -158,11 +158,17 @@ class QualityDesign:
 def request_groups(requests: Matrix, names: Sequence[str]) -> Indices:
     """Number of the request of each row, shape (n,): rows that differ in time alone have the same.
 
-    A split by it never has one prompt on both sides.
+    A split by it never has one prompt on both sides. A request without a prompt is one of its own.
     """
     lasting = [place for place, name in enumerate(names) if not name.startswith(_TIME)]
-    _, groups = np.unique(requests[:, lasting], axis=0, return_inverse=True)
-    return groups.ravel().astype(np.int64)
+    _, found = np.unique(requests[:, lasting], axis=0, return_inverse=True)
+    groups: Indices = found.ravel().astype(np.int64)
+    prompt = [place for place, name in enumerate(names) if name.startswith("embedding_")]
+    if prompt:
+        alone = np.flatnonzero(~requests[:, prompt].any(axis=1))
+        groups[alone] = len(groups) + np.arange(len(alone))
+        groups = np.unique(groups, return_inverse=True)[1].ravel().astype(np.int64)
+    return groups
 
 
 def _drawn(index: Indices, quality: Vector, size: int, towards: Vector) -> Vector:

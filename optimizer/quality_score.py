@@ -14,6 +14,8 @@ __all__ = ["Compared", "QualityScore", "calibration_bins", "compare", "score"]
 
 BINS = 10
 _DRAWS = 1000
+_CONSTANT = 1e-9
+"""A smaller spread is rounding."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def score(predicted: Vector, quality: Vector) -> QualityScore:
     """
     if len(predicted) != len(quality) or not len(quality):
         raise InvalidInput("predicted", len(predicted), f"as many as truths, {len(quality)}, 1 up")
-    varied = np.ptp(predicted) > 0 and np.ptp(quality) > 0
+    varied = np.std(predicted) > _CONSTANT and np.std(quality) > _CONSTANT
     bins = calibration_bins(predicted, quality)
     return QualityScore(
         len(quality),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from optimizer.errors import InvalidInput
 from optimizer.quality_design import FEWEST_ROWS, QualityRows
 from optimizer.quality_model import QualityModel
 from optimizer.quality_trial import Trial, try_model
@@ -78,10 +79,18 @@ def train_quality(
     places = {arm.id.hex(): place for place, arm in enumerate(point.records())}
     rows = QualityRows(
         frame[columns].to_numpy(float),
-        frame["arm"].map(places).to_numpy(int),
+        frame["arm"].map(places).to_numpy("int64"),
         frame["quality"].to_numpy(float),
         unknown_facts(number),
     )
     names = [name.removeprefix(_PREFIX) for name in columns]
-    trial = try_model(rows, names, point.records(), champion, seed=0)
+    try:
+        trial = try_model(rows, names, point.records(), champion, seed=0)
+    except InvalidInput as error:
+        return Trained(
+            number,
+            None,
+            f"too few of {number} decisions have prompts that are not among the newest, too "
+            f"({error}): nothing is trained yet",
+        )
     return Trained(number, trial, trial.message)
