@@ -17,7 +17,7 @@ from threading import Lock
 
 import pandas as pd
 import psycopg
-from feast import FeatureStore, RepoConfig
+from feast import FeatureService, FeatureStore, RepoConfig
 from feast.errors import FeastObjectNotFoundException
 from redis.exceptions import ConnectionError as ValkeyConnectionError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
@@ -56,6 +56,7 @@ from feature_repo.definitions import model_facts as model_facts_view
 from feature_repo.push_log import PushedRows, write_pushed
 from feature_repo.ranges import clipped
 from feature_repo.report import FeatureReport
+from feature_repo.service_guard import check_promises
 from feature_repo.tables import create_tables, ensure_days
 from feature_repo.windows import WindowFeatures
 from optimizer.arm_traits import ArmTraits
@@ -70,6 +71,8 @@ _CONNECT_TIMEOUT_S = 5
 FACTS_SPAN_S = 7 * 86_400
 """How far back facts of models are looked for; they are written each half hour."""
 _REGISTRY = "the feature store's registry"
+
+_SERVICES = [one for one in OBJECTS if isinstance(one, FeatureService)]
 
 _APPLY_LOCK = 0x6C6C6D6F66737430
 """Any number that no other user of PostgreSQL's advisory locks in this database takes."""
@@ -105,7 +108,13 @@ class FeatureStoreClient:
         self.report = FeatureReport()
 
     def apply(self) -> None:
-        """Create tables and register the definitions; safe to repeat, and from two processes."""
+        """Create tables and register the definitions; safe to repeat, and from two processes.
+
+        Raises
+        ------
+        InvalidInput
+            If a registered feature service would lose a feature; nothing is changed then.
+        """
         with (
             _naming_who_is_away(),
             psycopg.connect(
@@ -118,6 +127,7 @@ class FeatureStoreClient:
             self._store = FeatureStore(config=self._config)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "On demand feature view is an experimental")
+                check_promises(self._store, _SERVICES)
                 self._store.apply(OBJECTS)
             self._store.refresh_registry()
 

@@ -210,8 +210,8 @@ def test_the_join_by_index_answers_as_feasts_own(platform, store, monkeypatch) -
         model = MODELS[int(random.random() < 0.5)]
         values = {model: ArmFeatures(float(random.random()), count=float(random.random()))}
         store.log("chat", values, now - round(float(random.uniform(0, 9000)), 1))
-    store.log("chat", {"small": ArmFeatures(count=-1.0)}, now - 100)
-    store.log("chat", {"small": ArmFeatures(count=-2.0)}, now - 100)  # later made, same time
+    store.log("chat", {"small": ArmFeatures(count=1001.0)}, now - 100)
+    store.log("chat", {"small": ArmFeatures(count=1002.0)}, now - 100)  # later made, same time
     ages = [100.0, *random.uniform(-4000, 9000, 80)]
     frame = pd.DataFrame(
         {
@@ -229,7 +229,7 @@ def test_the_join_by_index_answers_as_feasts_own(platform, store, monkeypatch) -
     )
     feasts = store.history(frame).sort_values("place", ignore_index=True)
     pd.testing.assert_frame_equal(ours, feasts)
-    assert ours["count"][0] == -2.0 and ours["count"].notna().any() and ours["count"].isna().any()
+    assert ours["count"][0] == 1002.0 and ours["count"].notna().any() and ours["count"].isna().any()
 
 
 def test_a_row_that_says_nothing_new_is_written_after_a_while_again(platform, store) -> None:

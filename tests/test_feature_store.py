@@ -9,13 +9,20 @@ import pandas as pd
 import psycopg
 import pytest
 import yaml
+from feast import FeatureService, FeatureStore
 
 from feature_repo.aggregates import ArmFeatures
 from feature_repo.connections import offline_store, online_store, registry_url, repo_config
-from feature_repo.definitions import OBJECTS, arm_statistics, request_features
+from feature_repo.definitions import (
+    OBJECTS,
+    arm_statistics,
+    arm_windows,
+    decision_v1,
+    request_features,
+)
 from feature_repo.partitions import partitions
 from feature_repo.store import FeatureStoreClient
-from optimizer.errors import InvalidSettings, Unavailable
+from optimizer.errors import InvalidInput, InvalidSettings, Unavailable
 from optimizer.features import SIDE_COLUMNS, FeatureEncoder
 from optimizer.records import Context
 from optimizer.settings import Settings
@@ -123,6 +130,23 @@ def test_applying_again_changes_nothing(client, settings):
     client.apply()
     assert client.read("chat", ["small"]) == {"small": SMALL}
     assert versions() == before
+
+
+def test_a_service_never_loses_a_feature(client, settings):
+    made = settings()
+    store = FeatureStore(config=repo_config(made.postgres_dsn(), made.valkey_address))
+    richer = FeatureService(name=decision_v1.name, features=[arm_statistics, arm_windows])
+    store.apply([richer])
+    try:
+        with pytest.raises(InvalidInput, match=r"decision_v1.*arm_windows:count_1m"):
+            client.apply()
+        store.refresh_registry()
+        (there,) = (one for one in store.list_feature_services() if one.name == decision_v1.name)
+        assert len(there.feature_view_projections) == 2
+    finally:
+        store.delete_feature_service(decision_v1.name)
+        store.registry.write_engine.dispose()
+        client.apply()
 
 
 def test_two_processes_may_apply_at_once(settings):
