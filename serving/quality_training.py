@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimizer.errors import InvalidInput
 from optimizer.quality_design import FEWEST_ROWS, QualityRows
@@ -77,9 +77,10 @@ def train_quality(
         )
     columns = [name for name in frame.columns if name.startswith(_PREFIX)]
     places = {arm.id.hex(): place for place, arm in enumerate(point.records())}
+    arms: Any = frame["arm"].map(places).to_numpy("int64")
     rows = QualityRows(
         frame[columns].to_numpy(float),
-        frame["arm"].map(places).to_numpy("int64"),
+        arms,
         frame["quality"].to_numpy(float),
         unknown_facts(number),
     )
