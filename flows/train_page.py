@@ -46,7 +46,7 @@ def page(name: str, end: datetime, trained: Trained, message: str, version: int 
         f"|{'---|' * len(rows[0])}",
         *(f"| {' | '.join(row.values())} |" for row in rows),
     ]
-    if own.pearson is not None and own.pearson < CORRELATION:
+    if own.pearson is None or own.pearson < CORRELATION:
         lines += [
             "",
             "A correlation is capped by what a request does not tell: with chances of 0.4 to 0.6 "
