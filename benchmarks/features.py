@@ -111,7 +111,8 @@ def _beginning(seeds: int) -> list[str]:
         "",
         "Recordings tell no times, so all requests come at one hour: the columns of `calendar` are "
         "all 0, and without user ids so are those of `user` and `past_user`. Their rows say "
-        "nothing about their worth in live traffic.",
+        "nothing about their worth in live traffic. They show noise: sums of another length may "
+        "round otherwise, and one other draw makes the rest of a pass another one.",
         "",
         "Groups of columns, which come to the small set's:",
         "",

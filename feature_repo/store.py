@@ -262,7 +262,8 @@ class FeatureStoreClient:
             ).to_df()
         columns = [name.replace(":", "__") for name in names]
         found = found.sort_values("place")[columns].astype(float).set_index(moments.index)
-        return pd.concat([moments, found], axis=1)
+        joined: pd.DataFrame = pd.concat([moments, found], axis=1)
+        return joined
 
     def restore(self, decision_point: str, models: Sequence[str], now: datetime) -> list[str]:
         """Bring back online what Valkey has lost, out of the offline tables.

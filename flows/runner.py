@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -33,19 +34,19 @@ class _Runner(Runner):
         asyncio.get_running_loop().call_soon_threadsafe(self._stop_serving)
 
 
-def serve_flows(every_s: float | None = None) -> None:
+def serve_flows(every_s: Mapping[str, float] | None = None) -> None:
     """Register every deployment and run what is due, two at a time, until told to stop.
 
     Parameters
     ----------
     every_s
-        Seconds between runs of every deployment, above 0; each on its own schedule if None.
+        Seconds between runs, above 0, of deployments by name; the others keep their schedule.
     """
     # Schedules stay on while this process is down: a report that was due then is made later, of
     # the hours it was due for. Pausing them would also make stopping wait for Prefect.
     runner = _Runner(limit=RUNS_AT_ONCE, pause_on_shutdown=False)
     for one in DEPLOYMENTS:
-        runner.add_deployment(_deployment(one, every_s))
+        runner.add_deployment(_deployment(one, (every_s or {}).get(one.name)))
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(runner.serve())
 

@@ -6,6 +6,7 @@ Runs in the foreground until SIGTERM or Ctrl-C. Each run of a flow is a process 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from optimizer.settings import load_settings
 
@@ -18,13 +19,13 @@ _QUIET = {
 }
 
 
-def main(every_s: float | None = None) -> None:
+def main(every_s: Mapping[str, float] | None = None) -> None:
     """Serve until told to stop.
 
     Parameters
     ----------
     every_s
-        Seconds between runs of every flow, above 0; each on its own schedule if None.
+        Seconds between runs, above 0, of deployments by name; the others keep their schedule.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

@@ -10,6 +10,7 @@ import typer
 
 from infra.experiments_cli import experiments
 from infra.features_cli import features
+from infra.learner_cli import learner
 from infra.models_cli import models
 from infra.pareto_cli import pareto
 from infra.terminal import errors_shown, on_stderr, print_json
@@ -26,6 +27,8 @@ main = typer.Typer(
 main.add_typer(models)
 
 main.add_typer(experiments, name="experiments")
+
+main.add_typer(learner, name="learner")
 main.add_typer(features, name="features")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]

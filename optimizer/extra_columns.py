@@ -29,7 +29,7 @@ __all__ = [
 _USER_COLUMNS = 8
 _NAMED_LANGUAGES = ("unknown", "de", "fr", "es", "it", "pt", "nl")
 """English is the reference and has no column: where most prompts are English it would be the
-constant a second time, and every arm would have to be tried to tell the two apart."""
+constant a second time."""
 
 EXTRA_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "length": ("prompt_characters_log", "prompt_words_log"),

@@ -33,12 +33,13 @@ from pydantic_settings import (
 
 from optimizer import catalogue
 from optimizer.arm_traits import ArmTraits
-from optimizer.errors import InvalidSettings, UnknownName
+from optimizer.errors import InvalidInput, InvalidSettings, UnknownName
 from optimizer.extra_columns import FEATURE_SETS, LIVE_FEATURE_SETS
 from optimizer.policies.names import PolicySettings
 from optimizer.records import Arm
 from optimizer.reward import Objective, Weights
 from optimizer.rollout.settings import CanarySettings
+from optimizer.signals import SignalSettings, signals_of
 
 __all__ = [
     "ArmSettings",
@@ -148,6 +149,11 @@ class DecisionPoint(_Strict):
     default_quality: float | None = Field(
         None, ge=0, le=1, description="quality of a decision closed without reward; none if empty"
     )
+    signals: dict[str, SignalSettings] = Field(
+        default_factory=dict,
+        description="kinds of signals with other weights, parts or ranges than those of "
+        "`optimizer.signals`, and kinds of your own",
+    )
 
     proxy_quality: bool = Field(
         False,
@@ -186,6 +192,10 @@ class DecisionPoint(_Strict):
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"decision point {self.name!r} names a task twice")
         self.objective()
+        try:
+            signals_of(self.signals)
+        except InvalidInput as error:  # pydantic takes no other errors as its own
+            raise ValueError(str(error)) from None
         return self
 
     def records(self) -> tuple[Arm, ...]:
@@ -227,7 +237,9 @@ class LearnerSettings(_Strict):
     batch_s: float = Field(0.25, gt=0, le=60, description="longest wait before rewards are learned")
     batch_rewards: int = Field(1000, ge=1, le=100_000, description="rewards learned at once")
     checkpoint_s: float = Field(5.0, gt=0, description="between checkpoints in PostgreSQL")
-    version_rewards: int = Field(1000, ge=1, description="rewards between versions in MLflow")
+    version_rewards: int = Field(
+        10_000, ge=1, description="rewards between versions in MLflow; the first comes after 1,000"
+    )
     version_s: float = Field(3600.0, gt=0, description="longest time between versions in MLflow")
     versions_kept: int = Field(5, ge=1, description="versions of a decision point kept in MLflow")
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from optimizer.errors import InvalidInput, LlmoptError, TooLarge, Unavailable
-from optimizer.records import Outcome
+from optimizer.errors import LlmoptError, TooLarge, Unavailable
+from serving.cloud_events import BATCHED, STRUCTURED, reward_schema
 from serving.decider import Decider, unknown_point
 from serving.experiment_routes import ExperimentRoutes
 from serving.fast_lane import SINGLE_LIMIT
 from serving.ledger import RewardEvent
 from serving.micro_batch import MicroBatch
 from serving.openapi import document, page
-from serving.problems import invalid_body, problem, shorten
+from serving.problems import problem, shorten
 from serving.replica_state import ReplicaState
 from serving.responses import PROBLEM, Response, refused
-from serving.schema import RewardBody, RewardResponse, read_items
+from serving.reward_events import RewardReader
+from serving.schema import RewardResponse, read_events, read_items
 
 __all__ = ["Api"]
 
@@ -44,6 +45,7 @@ class _Route:
     path: str
     handler: Handler
     limit: int = 0
+    content_type: bytes = b""
 
 
 class Api:
@@ -57,7 +59,8 @@ class Api:
 
     def __init__(self, state: ReplicaState) -> None:
         self._state = state
-        self._reward_body = msgspec.json.Decoder(RewardBody)
+        points = {name: live.point for name, live in state.points.items()}
+        self._rewards = RewardReader(points, state.signer)
         self._decider = Decider(state.points, state.metrics)
         self.batch = MicroBatch(self._decider, state.settings.serving.queue, state.metrics)
         self.requests = state.metrics.requests
@@ -67,6 +70,7 @@ class Api:
             _Route("POST", "/v1/rewards", self._reward, SINGLE_LIMIT),
             _Route("POST", "/v1/decisions/batch", self._decide_batch, _BATCH_LIMIT),
             _Route("POST", "/v1/rewards/batch", self._reward_batch, _BATCH_LIMIT),
+            _Route("GET", "/v1/schemas/reward.json", self._reward_schema),
             _Route("GET", "/v1/decision-points", self._points),
             _Route("GET", "/v1/decision-points/{name}", self._point),
             _Route("GET", "/v1/features", self._features_health),
@@ -87,6 +91,11 @@ class Api:
         )
         self.routes = {(route.method, route.path): route for route in routes}
         self._paths = {route.path for route in routes}
+        cloud_events = (
+            _Route("POST", "/v1/rewards", self._cloud_event, SINGLE_LIMIT, STRUCTURED),
+            _Route("POST", "/v1/rewards", self._cloud_events, _BATCH_LIMIT, BATCHED),
+        )
+        self._cloud_events_by_type = {route.content_type: route for route in cloud_events}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -98,6 +107,8 @@ class Api:
         argument = ""
         if route is None:
             route, argument = self._cold_route(method, path)
+        elif path == "/v1/rewards":
+            route = self._cloud_events_by_type.get(_content_type(scope), route)
         name = path if route is None else route.path
         try:
             if route is None:
@@ -158,51 +169,36 @@ class Api:
     async def _decide_batch(self, body: bytes, argument: str) -> Response:
         return self._decider.answer_batch(body)
 
-    def _event(self, body: bytes) -> RewardEvent:
-        try:
-            request = self._reward_body.decode(body)
-        except msgspec.MsgspecError as error:
-            raise invalid_body(error, body) from None
-        outcome = Outcome(request.quality, request.cost_usd, request.latency_s, request.feedback)
-        empty = outcome == Outcome()
-        if request.retract and not empty:
-            raise InvalidInput("retract", True, "a retraction has no values; leave them out")
-        if empty and not request.retract:
-            raise InvalidInput(
-                "quality", None, "give one of quality, cost_usd, latency_s, feedback, or retract"
-            )
-        raw, decision = self._state.signer.verify(request.decision_id)
-        if decision.decision_point not in self._state.points:
-            raise unknown_point(decision.decision_point, self._state.points)
-        return RewardEvent(
-            decision.decision_point,
-            decision.decision_id,
-            request.event_id or "",
-            outcome,
-            request.retract,
-            raw,
-        )
-
     async def _reward(self, body: bytes, argument: str) -> Response:
-        (duplicate,) = await self._state.rewards.store([self._event(body)])
+        return await self._store_one(self._rewards.plain(body))
+
+    async def _cloud_event(self, body: bytes, argument: str) -> Response:
+        return await self._store_one(self._rewards.cloud_event(body))
+
+    async def _store_one(self, event: RewardEvent) -> Response:
+        (duplicate,) = await self._state.rewards.store([event])
         return Response(202, msgspec.json.encode(RewardResponse(True, duplicate)))
 
     async def _reward_batch(self, body: bytes, argument: str) -> Response:
-        answers: list[Any] = []
-        events: list[RewardEvent] = []
-        places: list[int] = []
-        for place, item in enumerate(read_items(body)):
-            try:
-                events.append(self._event(item))
-                places.append(place)
-                answers.append(None)
-            except LlmoptError as error:
-                answers.append(problem(error)[1])
-        if events:
-            duplicates = await self._state.rewards.store(events)
-            for place, duplicate in zip(places, duplicates, strict=True):
-                answers[place] = RewardResponse(True, duplicate)
+        return await self._store_many(self._rewards.plain_many(read_items(body)))
+
+    async def _cloud_events(self, body: bytes, argument: str) -> Response:
+        return await self._store_many(self._rewards.cloud_events(read_events(body)))
+
+    async def _store_many(self, read: Sequence[RewardEvent | LlmoptError]) -> Response:
+        """Store what could be read; the others' refusals stand in their places."""
+        events = [event for event in read if isinstance(event, RewardEvent)]
+        duplicates = iter(await self._state.rewards.store(events) if events else ())
+        answers: list[Any] = [
+            problem(event)[1]
+            if isinstance(event, LlmoptError)
+            else RewardResponse(True, next(duplicates))
+            for event in read
+        ]
         return Response(202, msgspec.json.encode({"items": answers}))
+
+    async def _reward_schema(self, body: bytes, argument: str) -> Response:
+        return Response(200, msgspec.json.encode(reward_schema()), b"application/schema+json")
 
     async def _points(self, body: bytes, argument: str) -> Response:
         points = [self._state.summary(name) for name in self._state.points]
@@ -247,6 +243,15 @@ def _argument(template: str, path: str) -> str:
         return ""
     argument = path[len(head) : len(path) - len(tail)]
     return "" if "/" in argument and template != _FEATURES else argument
+
+
+def _content_type(scope: Scope) -> bytes:
+    """The media type of a request's body, without its parameters, in lower case."""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            media_type: bytes = value.partition(b";")[0].strip().lower()
+            return media_type
+    return b""
 
 
 async def _body(receive: Receive, limit: int) -> bytes:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -160,6 +161,9 @@ class Optimizer(Client):
         feedback: float | None = None,
         event_id: str | None = None,
         retract: bool = False,
+        kind: str | None = None,
+        value: float | bool | str | None = None,
+        occurred_at: datetime | None = None,
     ) -> Receipt:
         """Tell how a decision went, at once or in parts, early or late.
 
@@ -179,6 +183,12 @@ class Optimizer(Client):
             The same event sent again changes nothing, or corrects its values.
         retract
             Take the event back; no values then.
+        kind, value
+            One signal in place of the four values, as in ``kind="stars", value=4``. The kinds are
+            those of `optimizer.signals`, and those that the decision point's settings declare.
+        occurred_at
+            When it happened, with a time zone. Of events with the same id and kind the latest
+            holds; without times the one that came last.
 
         Raises
         ------
@@ -187,8 +197,22 @@ class Optimizer(Client):
         ServiceUnavailable
             If the service or its ledger is away; sending the same again later does no harm.
         """
-        parts = Reward(decision_id, quality, cost_usd, latency_s, feedback, event_id, retract)
-        return self._run(self._call_reward(parts))
+        return self._run(
+            self._call_reward(
+                Reward(
+                    decision_id,
+                    quality,
+                    cost_usd,
+                    latency_s,
+                    feedback,
+                    event_id,
+                    retract,
+                    kind,
+                    value,
+                    occurred_at,
+                )
+            )
+        )
 
     def reward_many(self, rewards: Sequence[Reward]) -> list[Receipt | Refused]:
         """Up to 1,000 rewards with one request, in order; raises as `decide_many` does."""
@@ -265,10 +289,27 @@ class AsyncOptimizer(Client):
         feedback: float | None = None,
         event_id: str | None = None,
         retract: bool = False,
+        kind: str | None = None,
+        value: float | bool | str | None = None,
+        occurred_at: datetime | None = None,
     ) -> Receipt:
         """See `Optimizer.reward`."""
-        parts = Reward(decision_id, quality, cost_usd, latency_s, feedback, event_id, retract)
-        return await self._run(self._call_reward(parts))
+        return await self._run(
+            self._call_reward(
+                Reward(
+                    decision_id,
+                    quality,
+                    cost_usd,
+                    latency_s,
+                    feedback,
+                    event_id,
+                    retract,
+                    kind,
+                    value,
+                    occurred_at,
+                )
+            )
+        )
 
     async def reward_many(self, rewards: Sequence[Reward]) -> list[Receipt | Refused]:
         """See `Optimizer.reward_many`."""

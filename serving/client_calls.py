@@ -266,9 +266,10 @@ def _fields(item: Request | Reward) -> dict[str, Any]:
     if isinstance(item, Request):
         known["context"] = dict(item.context)
         known["candidates"] = None if item.candidates is None else list(item.candidates)
-    return {
-        name: value for name, value in known.items() if value is not None and value is not False
-    }
+    else:
+        known["retract"] = item.retract or None
+        known["occurred_at"] = item.occurred_at and item.occurred_at.isoformat()
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _retry_after_s(answer: Answer) -> float:

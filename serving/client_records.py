@@ -9,6 +9,7 @@ LlmoptError
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Self
 
 import msgspec
@@ -84,6 +85,9 @@ class Reward(Struct, frozen=True):
     feedback: float | None = None
     event_id: str | None = None
     retract: bool = False
+    kind: str | None = None
+    value: float | bool | str | None = None
+    occurred_at: datetime | None = None
 
 
 class Receipt(Struct, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
 
 import msgspec
@@ -103,6 +103,6 @@ class Decider:
             return [error] * len(requests)
 
 
-def unknown_point(name: str, points: Mapping[str, LivePoint]) -> UnknownName:
+def unknown_point(name: str, points: Iterable[str]) -> UnknownName:
     """No decision point has this name."""
     return UnknownName("decision_point", name, f"one of {sorted(points)}")

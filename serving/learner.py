@@ -30,7 +30,7 @@ from serving import ledger, plans, variants
 from serving.arm_fold import STATISTICS_SPAN_S, first_position, fold_arms
 from serving.feature_schemas import known_schemas, policy_schema
 from serving.live_point import make_encoder
-from serving.policy_line import Checkpoint, PolicyLine, snapshot_of
+from serving.policy_line import Checkpoint, PolicyLine, lock_name, snapshot_of
 from serving.reward_writer import connect
 from serving.rollout_watch import RolloutWatch
 from serving.snapshots import SnapshotStore
@@ -152,10 +152,9 @@ class Learner:
 
     def _wait_for_turn(self, connection: psycopg.Connection[Any]) -> None:
         """Hold the decision point's lock for as long as the connection lives: one writer only."""
-        name = f"llmopt learner {self._point.name}"
         query = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
         while not self._stop.is_set():
-            row = connection.execute(query, (name,)).fetchone()
+            row = connection.execute(query, (lock_name(self._point.name),)).fetchone()
             if row is not None and row[0]:
                 return
             self._stop.wait(_RETRY_S)

@@ -1,5 +1,13 @@
 """The reward ledger in PostgreSQL: idempotent, append-only, read in order by the learner.
 
+A signal is one of a kind (`optimizer.signals`) and has an event id, so that a decision may be told
+the same kind several times; each of the four parts that a plain reward brings is a kind too. Told
+again, a signal replaces what it said: the one with the later ``occurred_at`` holds, whichever came
+first, and of two with the same time the retraction, then the larger value. So where signals carry
+times, what is known in the end does not depend on the order, the repeats and the delays in which
+they came. Where one of the two has no time, the order in which they came is what is meant: the
+later arrival corrects. A part is the weighted mean of the signals that inform it.
+
 Each row is one event that changed something, with what is known about its decision before and
 after: the learner folds rows and looks nothing up. Positions are counted for each decision point
 under a row lock that is held until commit, so positions become visible in order and without gaps:
@@ -8,14 +16,18 @@ a reader that has seen position n will never find a smaller one later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import psycopg
 
 from optimizer.records import Outcome
+from optimizer.signals import PLAIN_KINDS
+from serving.tokens import TIME_AT
 
 __all__ = [
     "WINDOW_CLOSED",
@@ -26,6 +38,7 @@ __all__ = [
     "create_tables",
     "head",
     "read",
+    "read_final",
     "real_values",
     "write",
 ]
@@ -53,6 +66,11 @@ CREATE TABLE IF NOT EXISTS rewards (
     token bytea NOT NULL,
     PRIMARY KEY (decision_point, position)
 );
+ALTER TABLE rewards
+    ADD COLUMN IF NOT EXISTS kind text NOT NULL DEFAULT '',
+    ADD COLUMN IF NOT EXISTS value float8,
+    ADD COLUMN IF NOT EXISTS weight float8 NOT NULL DEFAULT 1,
+    ADD COLUMN IF NOT EXISTS occurred_at timestamptz;
 CREATE INDEX IF NOT EXISTS rewards_decision ON rewards (decision_id, position);
 CREATE TABLE IF NOT EXISTS decisions (
     decision_point text NOT NULL,
@@ -81,12 +99,38 @@ CREATE TABLE IF NOT EXISTS policy_checkpoints (
 """
 _TABLES_LOCK = 0x6C6C6D6F7074
 
+_READY = """
+SELECT to_regclass('policy_checkpoints') IS NOT NULL AND EXISTS (
+    SELECT FROM pg_attribute WHERE attrelid = to_regclass('rewards') AND attname = 'occurred_at')
+"""
+
 Values = tuple[float | None, ...]
 _NOTHING: Values = (None, None, None, None)
 
 Proxy = Callable[[Sequence[bytes]], tuple[int, Sequence[float]] | None]
 """Predicts the qualities of decisions from the bytes of their tokens: the version of the model, and
 a quality in [0, 1] for each; None while there is no model."""
+
+
+class _Cell(NamedTuple):
+    """What one signal says: of which part, which value (None if it was taken back), from when."""
+
+    part: int
+    value: float | None
+    weight: float
+    occurred_at: datetime | None
+
+
+_Key = tuple[str, str]
+"""Event id and kind."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one decision: its signals, and the parts as the last row has them."""
+
+    cells: dict[_Key, _Cell]
+    parts: Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +144,20 @@ class RewardEvent:
     event_id
         "" where the caller gave none.
     outcome
-        The values it brings; values of the same event that it does not name stay.
+        The values it brings; values of the same event that it does not name stay. Of a signal
+        (``kind``) at most the one part that it informs; none takes back what it said.
     retract
-        Take back everything this event said before.
+        Take back everything this event said before; of a signal, what this kind said.
     token
         The bytes of the decision's token.
+    kind
+        "" of a plain reward, each of whose parts is a kind of its own.
+    value
+        The raw value of a signal, for audits.
+    weight
+        Of a signal against others of its part, above 0.
+    occurred_at
+        When it happened, with a time zone; None if the caller did not say.
     """
 
     decision_point: str
@@ -113,6 +166,10 @@ class RewardEvent:
     outcome: Outcome
     retract: bool
     token: bytes
+    kind: str = ""
+    value: float | None = None
+    weight: float = 1.0
+    occurred_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +204,8 @@ def real_values(known: Sequence[float | None]) -> Sequence[float | None]:
 
 def create_tables(connection: psycopg.Connection[Any]) -> None:
     """Create what is missing; safe when several processes start at once."""
-    row = connection.execute("SELECT to_regclass('policy_checkpoints')").fetchone()
-    if row is not None and row[0] is not None:  # the last of them: all are there
+    row = connection.execute(_READY).fetchone()
+    if row is not None and row[0]:  # the last table and the last column: all are there
         return
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_TABLES_LOCK,))
@@ -183,18 +240,22 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
         )
         positions: dict[str, int] = dict(cursor.fetchall())
         cursor.execute(
-            "SELECT decision_id, event_id, quality, cost_usd, latency_s, feedback FROM rewards "
+            "SELECT uuid_send(decision_id), event_id, kind, weight, occurred_at, quality, cost_usd,"
+            " latency_s, feedback, known_after FROM rewards "
             "WHERE decision_id = ANY(%s::uuid[]) ORDER BY decision_id, position",
             ([raw.hex() for raw in ids],),
         )
-        known: dict[bytes, dict[str, Values]] = {raw: {} for raw in ids}
-        for decision_id, event_id, *values in cursor.fetchall():
-            known[decision_id.bytes][event_id] = tuple(values)
+        known = {raw: _Known({}, _NOTHING) for raw in ids}
+        for decision_id, event_id, kind, weight, occurred_at, *values, after in cursor.fetchall():
+            decision = known[decision_id]
+            _tell(decision.cells, event_id, kind, values, weight, occurred_at)
+            decision.parts = after
         duplicates, rows = _fold(events, known, positions)
         if rows:
             with cursor.copy(
-                "COPY rewards (decision_point, position, decision_id, event_id, quality, cost_usd,"
-                " latency_s, feedback, known_before, known_after, token) FROM STDIN"
+                "COPY rewards (decision_point, position, decision_id, event_id, kind, value, "
+                "weight, occurred_at, quality, cost_usd, latency_s, feedback, known_before, "
+                "known_after, token) FROM STDIN"
             ) as copy:
                 for row in rows:
                     copy.write_row(row)
@@ -209,27 +270,23 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
 
 def _fold(
     events: Iterable[RewardEvent],
-    known: dict[bytes, dict[str, Values]],
+    known: dict[bytes, _Known],
     positions: dict[str, int],
 ) -> tuple[list[bool], list[tuple[Any, ...]]]:
     """Apply events to what is known; gives the duplicates and the rows to append."""
     duplicates: list[bool] = []
     rows: list[tuple[Any, ...]] = []
     for event in events:
-        said = known[event.decision_id]
-        old = said.get(event.event_id, _NOTHING)
-        new: Values = _NOTHING
-        if not event.retract:
-            new = tuple(
-                was if value is None else value
-                for was, value in zip(old, event.outcome.values(), strict=True)
-            )
-        duplicates.append(new == old)
-        if new == old:
+        decision = known[event.decision_id]
+        values = _NOTHING if event.retract else event.outcome.values()
+        changed = _tell(
+            decision.cells, event.event_id, event.kind, values, event.weight, event.occurred_at
+        )
+        duplicates.append(not changed)
+        if not changed:
             continue
-        before = _combine(said)
-        said[event.event_id] = new
-        after = _combine(said)
+        before, after = decision.parts, _combine(decision.cells)
+        decision.parts = after
         positions[event.decision_point] += 1
         rows.append(
             (
@@ -237,8 +294,12 @@ def _fold(
                 positions[event.decision_point],
                 event.decision_id.hex(),
                 event.event_id,
-                *new,
-                before,
+                event.kind,
+                event.value,
+                event.weight,
+                event.occurred_at,
+                *values,
+                list(before),
                 after,
                 event.token,
             )
@@ -246,31 +307,81 @@ def _fold(
     return duplicates, rows
 
 
-def _combine(said: dict[str, Values]) -> list[float | None]:
-    """Mean of each part over the events that give it; the default only where there is no other.
+def _tell(
+    cells: dict[_Key, _Cell],
+    event_id: str,
+    kind: str,
+    values: Sequence[float | None],
+    weight: float,
+    occurred_at: datetime | None,
+) -> bool:
+    """Apply one event to the signals of its decision; whether that changed any."""
+    changed = False
+    silent = True
+    for part, value in enumerate(values):
+        if value is not None:
+            silent = False
+            key = (event_id, kind or PLAIN_KINDS[part])
+            new = _Cell(part, value, weight, occurred_at)
+            if _replaces(new, cells.get(key)):
+                cells[key] = new
+                changed = True
+    if silent:
+        for name in (kind,) if kind else PLAIN_KINDS:
+            nothing = _Cell(0, None, 1.0, occurred_at)
+            if _replaces(nothing, cells.get((event_id, name))):
+                cells[event_id, name] = nothing
+                changed = True
+    return changed
+
+
+def _replaces(new: _Cell, old: _Cell | None) -> bool:
+    """Whether a signal takes the place of what it said before."""
+    if old is None:  # a retraction with a time may come before what it takes back
+        return new.value is not None or new.occurred_at is not None
+    if new.occurred_at is None:
+        return new[:3] != old[:3]
+    if old.occurred_at is None:
+        return True
+    if new.occurred_at != old.occurred_at:
+        return new.occurred_at > old.occurred_at
+    return _rank(new) > _rank(old)
+
+
+def _rank(cell: _Cell) -> tuple[bool, float, int, float]:
+    """Which of two signals of the same time holds: any order does, if it is always the same."""
+    return (cell.value is None, cell.value or 0.0, cell.part, cell.weight)
+
+
+def _combine(cells: dict[_Key, _Cell]) -> list[float | None]:
+    """Weighted mean of each part; the default of a closed window only where nothing else is known.
 
     A fifth number follows where that default is a proxy, see `real_values`.
+
+    The sums are exact before they are rounded once, so the order of signals changes no bit.
     """
-    closed, default = next(
-        ((name, parts) for name, parts in said.items() if _closes(name)), ("", _NOTHING)
-    )
-    result: list[float | None] = []
-    version: float | None = None
-    for part in range(len(_NOTHING)):
-        values = [
-            value
-            for event_id, parts in said.items()
-            if (value := parts[part]) is not None and not _closes(event_id)
-        ]
-        if values:
-            result.append(sum(values) / len(values))
-        else:
-            result.append(default[part])
-            if part == 0 and default[0] is not None and closed.startswith(_PROXY):
-                version = float(closed.removeprefix(_PROXY).rstrip(")"))
+    heard = [
+        cell
+        for (event_id, _), cell in cells.items()
+        if cell.value is not None and not _closes(event_id)
+    ]
+    parts: list[float | None] = [None, None, None, None]
+    for cell in heard or cells.values():
+        part = cell.part
+        if cell.value is None or parts[part] is not None:
+            continue
+        same = [other for other in heard if other.part == part]
+        parts[part] = cell.value if len(same) < 2 else _mean(same)
+    proxies = () if heard else (name for (name, _), cell in cells.items() if cell.value is not None)
+    version = next((name for name in proxies if name.startswith(_PROXY)), None)
     if version is not None:
-        result.append(version)
-    return result
+        parts.append(float(version.removeprefix(_PROXY).rstrip(")")))
+    return parts
+
+
+def _mean(cells: Sequence[_Cell]) -> float:
+    total = math.fsum(cell.weight for cell in cells)
+    return math.fsum(cell.weight * cell.value for cell in cells if cell.value is not None) / total
 
 
 def _closes(event_id: str) -> bool:
@@ -309,6 +420,31 @@ def read(
         ]
 
 
+def read_final(connection: psycopg.Connection[Any], decision_point: str) -> Iterator[LedgerRow]:
+    """What is known in the end, one row a decision, in the order of decisions.
+
+    A policy that is taught these rows is a function of what was told, whatever the order, the
+    repeats and the delays: the same signals with times give the same bytes. Positions count the
+    rows, and what was known before is nothing.
+
+    Parameters
+    ----------
+    connection
+        In autocommit mode or not; the rows are those of one moment.
+    """
+    with connection.transaction(), connection.cursor(f"final_{uuid4().hex}", binary=True) as cursor:
+        cursor.execute(
+            "SELECT known_after, token, received_at FROM (SELECT DISTINCT ON (decision_id) "
+            "decision_id, known_after, token, received_at FROM rewards WHERE decision_point = %s "
+            "ORDER BY decision_id, position DESC) AS last WHERE known_after <> %s::float8[] "
+            "ORDER BY substring(token FROM %s FOR %s), decision_id",
+            (decision_point, list(_NOTHING), TIME_AT.start + 1, TIME_AT.stop - TIME_AT.start),
+        )
+        for position, (known, token, received_at) in enumerate(cursor, start=1):
+            after, real = Outcome(*known[:4]), Outcome(*real_values(known))
+            yield LedgerRow(position, Outcome(), after, bytes(token), received_at, Outcome(), real)
+
+
 def close_windows(
     connection: psycopg.Connection[Any],
     decision_point: str,
@@ -319,8 +455,8 @@ def close_windows(
 ) -> int:
     """Give a quality to logged decisions whose window closed without any reward.
 
-    It is what ``proxy`` predicts; the default where there is no proxy, or no model yet. Without
-    either, nothing is closed.
+    One that was taken back counts as none. The quality is what ``proxy`` predicts; the default
+    where there is no proxy, or no model yet. Without either, nothing is closed.
 
     Returns
     -------
@@ -328,9 +464,10 @@ def close_windows(
     """
     rows = connection.execute(
         "SELECT decision_id, token FROM decisions d WHERE decision_point = %s AND decided_at < %s "
-        "AND role NOT IN ('fallback', 'shadow') AND NOT EXISTS (SELECT FROM rewards r WHERE "
-        "r.decision_id = d.decision_id) ORDER BY decided_at LIMIT %s",
-        (decision_point, older_than, limit),
+        "AND role NOT IN ('fallback', 'shadow') AND coalesce((SELECT known_after FROM rewards r "
+        "WHERE r.decision_id = d.decision_id ORDER BY position DESC LIMIT 1) = %s::float8[], true) "
+        "ORDER BY decided_at LIMIT %s",
+        (decision_point, older_than, list(_NOTHING), limit),
     ).fetchall()
     tokens = [bytes(token) for _, token in rows]
     predicted = proxy(tokens) if proxy is not None and tokens else None

@@ -9,6 +9,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -26,6 +27,7 @@ from serving.tokens import FALLBACK, ROLES
 __all__ = ["ReplicaMetrics"]
 
 _BUCKETS_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1)
+_SWAP_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
 class ReplicaMetrics(Collector):
@@ -53,6 +55,7 @@ class ReplicaMetrics(Collector):
         self.requests: Counter[tuple[str, int]] = Counter()
         self._buckets = [0] * (len(_BUCKETS_S) + 1)
         self._sum_s = 0.0
+        self._swaps: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
         self.turned_away = 0
         """Decisions that were refused because too many waited."""
         self.longest_queue = 0
@@ -64,6 +67,22 @@ class ReplicaMetrics(Collector):
         """Count decisions that were made together and took this long inside the replica."""
         self._buckets[bisect_left(_BUCKETS_S, seconds)] += decisions
         self._sum_s += seconds * decisions
+
+    def swapped(self, name: str, reward: str, seconds: float) -> None:
+        """Count how long a reward took from the ledger to a policy that decides here.
+
+        Parameters
+        ----------
+        name
+            Decision point.
+        reward
+            ``newest`` or ``oldest`` of those that came with the snapshot.
+        seconds
+            By the clock here less that of PostgreSQL; below 0 it counts as 0.
+        """
+        held = self._swaps.setdefault((name, reward), ([0] * (len(_SWAP_BUCKETS_S) + 1), [0.0]))
+        held[0][bisect_left(_SWAP_BUCKETS_S, seconds)] += 1
+        held[1][0] += max(seconds, 0.0)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -85,6 +104,7 @@ class ReplicaMetrics(Collector):
             "llmopt_queue_longest", "Most decisions that waited since the last scrape", longest
         )
         yield self._latency()
+        yield self._reward_to_replica()
         yield from self._point_metrics()
         for name, (text, read) in self._gauges.items():
             yield GaugeMetricFamily(f"llmopt_{name}", text, value=read())
@@ -100,6 +120,19 @@ class ReplicaMetrics(Collector):
             "llmopt_decision_seconds", "Time to decide, inside the replica"
         )
         family.add_metric([], buckets, self._sum_s)
+        return family
+
+    def _reward_to_replica(self) -> Metric:
+        family = HistogramMetricFamily(
+            "llmopt_reward_to_replica_seconds",
+            "From a reward in the ledger to a policy that has learned it and decides here; the "
+            "clocks of PostgreSQL and of this machine are taken as the same",
+            labels=["decision_point", "reward"],
+        )
+        for labels, (counts, (sum_s,)) in list(self._swaps.items()):
+            bounds = [*map(str, _SWAP_BUCKETS_S), "+Inf"]
+            totals = accumulate(list(counts))
+            family.add_metric(list(labels), list(zip(bounds, totals, strict=True)), sum_s)
         return family
 
     def _point_metrics(self) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ import msgspec
 
 from optimizer.experiments.experiment import Design, Experiment
 from serving.arm_features import FeaturesResponse
+from serving.cloud_events import BATCHED, STRUCTURED, CloudEvent, RewardData, refine
 from serving.experiment_routes import ActionBody, ReportResponse, StopBody
 from serving.feature_health import FeaturesHealthResponse
 from serving.schema import (
@@ -34,6 +35,8 @@ _COMPONENTS = (
     DecisionResponse,
     RewardBody,
     RewardResponse,
+    CloudEvent,
+    RewardData,
     Design,
     Experiment,
     ActionBody,
@@ -132,6 +135,7 @@ def document() -> dict[str, Any]:
     schemas["ContextBody"]["additionalProperties"] = {
         "type": ["string", "number", "boolean", "null"]
     }
+    refine(schemas)
     schemas["Problem"] = {
         "type": "object",
         "required": ["title", "status", "detail"],
@@ -161,6 +165,10 @@ def document() -> dict[str, Any]:
         "Tell what happened", 202, _reference("RewardResponse"), _reference("RewardBody")
     )
     rewards["responses"]["503"] = _PROBLEM_RESPONSE
+    rewards["requestBody"]["content"] |= {
+        **_content(_reference("CloudEvent"), STRUCTURED.decode()),
+        **_content(_batch("CloudEvent")["properties"]["items"], BATCHED.decode()),
+    }
     quality = _operation(
         "Predict the quality of a response, and whether to ask a better model",
         200,
@@ -194,6 +202,9 @@ def document() -> dict[str, Any]:
         },
         "/v1/rewards": {"post": rewards},
         "/v1/rewards/batch": {"post": many_rewards},
+        "/v1/schemas/reward.json": {
+            "get": _operation("JSON Schema of a reward as a CloudEvent", 200, anything)
+        },
         "/v1/decision-points": {"get": _operation("The decision points there are", 200, anything)},
         "/v1/decision-points/{name}": {"get": point},
         "/v1/quality": {"post": quality},

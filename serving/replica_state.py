@@ -8,6 +8,8 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from feature_repo.aggregates import ArmFeatures
 from feature_repo.embedding import Embedder
 from optimizer.errors import Unavailable
 from optimizer.settings import Settings
+from optimizer.signals import signals_of
 from serving import ledger
 from serving.arm_features import ArmFeatureReader
 from serving.decision_log import DecisionLog
@@ -28,8 +31,9 @@ from serving.quality_board import QualityFollower
 from serving.quality_routes import QualityRoutes
 from serving.reward_writer import RewardWriter, connect
 from serving.savings import ControlReader
-from serving.snapshots import SnapshotStore
+from serving.snapshots import Snapshot, SnapshotStore
 from serving.tokens import TokenSigner
+from serving.watch_metrics import watch_metrics
 
 __all__ = ["ReplicaState"]
 
@@ -90,7 +94,11 @@ class ReplicaState:
                     self.features.windows_age_s,
                 ),
             },
-            lambda: (*self.feature_health.metrics(), *self.quality_routes.metrics()),
+            lambda: chain(
+                self.feature_health.metrics(),
+                watch_metrics(self.points.values()),
+                self.quality_routes.metrics(),
+            ),
         )
         self._take_newest(self._wanted())
         self._thread = threading.Thread(
@@ -175,6 +183,7 @@ class ReplicaState:
                 for index, arm in enumerate(point.arms)
             ],
             "weights": point.weights.model_dump(),
+            "signals": [asdict(signal) for signal in signals_of(point.signals).values()],
             "plan": _plan(live),
             **compared,
             "decisions": row[0] if row else 0,
@@ -185,7 +194,7 @@ class ReplicaState:
                 "decisions": len(known),
                 "incomplete": len(recent) - len(known),
             },
-            "learner": {"pid": newest.learner_pid, "at": newest.published_at} if newest else None,
+            "learner": _learner(newest),
         }
 
     def _wanted(self) -> list[str]:
@@ -203,7 +212,9 @@ class ReplicaState:
                 for ref in shelf.lacking():
                     snapshot = self._snapshots.newest(name, ref)
                     if snapshot is not None:
-                        shelf.take(snapshot)
+                        known = shelf.has(ref)
+                        if shelf.take(snapshot) and known:
+                            self._measure(name, snapshot)
             except Unavailable as error:
                 _LOG.warning("no snapshot of %s for now: %s", name, error)
                 return
@@ -223,6 +234,15 @@ class ReplicaState:
             elif name in wanted:
                 self._take_newest([name])
             self._take_newest(one for one in wanted if self.points[one].policy is None)
+
+    def _measure(self, name: str, snapshot: Snapshot) -> None:
+        """How long its rewards took; the first snapshot after a start brings old ones."""
+        progress, now = snapshot.progress, time.time()
+        if progress is None or progress.newest_reward_at is None:
+            return
+        assert progress.oldest_reward_at is not None
+        self.metrics.swapped(name, "newest", now - progress.newest_reward_at)
+        self.metrics.swapped(name, "oldest", now - progress.oldest_reward_at)
 
     def _use_statistics(self, name: str, statistics: dict[str, ArmFeatures]) -> None:
         live = self.points[name]
@@ -279,6 +299,19 @@ def _plan(live: LivePoint) -> dict[str, Any]:
             one.experiment_id: {"share": one.share * (1.0 - control)} for one in plan.experiments
         }
     return shown
+
+
+def _learner(newest: Snapshot | None) -> dict[str, Any] | None:
+    if newest is None:
+        return None
+    progress = newest.progress
+    return {
+        "pid": newest.learner_pid,
+        "at": newest.published_at,
+        "rewards_per_s": progress.rewards_per_s if progress else None,
+        "saved_at": progress.saved_at if progress else None,
+        "watch": progress.watch if progress else None,
+    }
 
 
 def _resident_bytes() -> float:

@@ -134,6 +134,10 @@ class Shelf:
         self._arrange()
         return True
 
+    def has(self, ref: PolicyRef) -> bool:
+        """Whether a snapshot of this policy is here."""
+        return ref in self._known
+
     def follow(self, plan: RoutingPlan) -> bool:
         """Follow a plan as soon as its policies are here; False if it is not newer."""
         if plan.epoch <= self._plan.epoch:

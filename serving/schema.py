@@ -6,6 +6,7 @@ more slowly, by the rules for further fields, which also say what is wrong.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -19,17 +20,24 @@ __all__ = [
     "BatchBody",
     "ContextBody",
     "DecisionBody",
+    "DecisionId",
     "DecisionRequest",
     "DecisionResponse",
+    "NonNegative",
     "QualityBody",
     "QualityResponse",
     "RetryAdvice",
     "RewardBody",
     "RewardResponse",
     "Scalar",
+    "Share",
+    "ShortText",
+    "SignalValue",
+    "Time",
     "read_context",
     "read_decision",
     "read_decisions",
+    "read_events",
     "read_items",
 ]
 
@@ -39,6 +47,9 @@ Count = Annotated[int, Meta(ge=0, le=10_000_000)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Candidates = Annotated[list[ShortText], Meta(min_length=1, max_length=200)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=1e9)]
+DecisionId = Annotated[str, Meta(min_length=1, max_length=8192)]
+SignalValue = float | bool | ShortText
+Time = Annotated[datetime, Meta(tz=True)]
 
 
 class ContextBody(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -84,15 +95,22 @@ class DecisionResponse(Struct, frozen=True):
 
 
 class RewardBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST /v1/rewards`: at least one value, or `retract`."""
+    """`POST /v1/rewards`: parts of the outcome, or one signal (`kind`, `value`), or `retract`.
 
-    decision_id: Annotated[str, Meta(min_length=1, max_length=8192)]
+    Events with an `occurred_at` may come in any order: of those with the same `event_id` and kind
+    the latest holds.
+    """
+
+    decision_id: DecisionId
     event_id: ShortText | None = None
     quality: Share | None = None
     cost_usd: NonNegative | None = None
     latency_s: NonNegative | None = None
     feedback: Share | None = None
     retract: bool = False
+    kind: ShortText | None = None
+    value: SignalValue | None = None
+    occurred_at: Time | None = None
 
 
 class RewardResponse(Struct, frozen=True):
@@ -164,6 +182,7 @@ _CLOSED = msgspec.json.Decoder(DecisionBody).decode
 _CLOSED_MANY = msgspec.json.Decoder(_Bodies).decode
 _OPEN = msgspec.json.Decoder(_OpenBody).decode
 _RAW = msgspec.json.Decoder(BatchBody).decode
+_RAW_LIST = msgspec.json.Decoder(Annotated[list[Raw], Meta(min_length=1, max_length=1000)]).decode
 
 
 def read_decision(body: bytes) -> DecisionBody | DecisionRequest:
@@ -190,6 +209,14 @@ def read_items(body: bytes) -> list[bytes]:
     """
     try:
         return [bytes(item) for item in _RAW(body).items]
+    except msgspec.MsgspecError as error:
+        raise invalid_body(error, body) from None
+
+
+def read_events(body: bytes) -> list[bytes]:
+    """The events of a batch of CloudEvents, each as JSON; raises as `read_items` does."""
+    try:
+        return [bytes(item) for item in _RAW_LIST(body)]
     except msgspec.MsgspecError as error:
         raise invalid_body(error, body) from None
 

@@ -20,13 +20,36 @@ from optimizer.feature_schema import FeatureSchema
 from optimizer.policies.names import PolicySettings
 from optimizer.rollout import PolicyRef, RoutingPlan
 
-__all__ = ["FIRST", "Snapshot", "SnapshotStore"]
+__all__ = ["FIRST", "Progress", "Snapshot", "SnapshotStore"]
 
 _LOG = logging.getLogger(__name__)
 _CHANNEL = "llmopt:snapshots"
 
 FIRST = PolicyRef("1.0")
 """The policy that a decision point starts with."""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How the learner comes along, as of a snapshot.
+
+    Attributes
+    ----------
+    oldest_reward_at, newest_reward_at
+        When the rewards that the snapshot brings were stored, Unix seconds by PostgreSQL's clock;
+        None if it brings none.
+    rewards_per_s
+        Learned in the last half minute.
+    saved_at
+        When its checkpoint was last saved, Unix seconds; None if not since the learner's start.
+    watch
+        See `optimizer.learner_watch.LearnerWatch.figures`.
+    """
+
+    oldest_reward_at: float | None
+    newest_reward_at: float | None
+    rewards_per_s: float
+    saved_at: float | None
+    watch: dict[str, Any]
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -46,6 +69,8 @@ class Snapshot(msgspec.Struct, frozen=True):
         Its settings as JSON; those of the decision point if empty.
     schema
         The features that it looks at; those of the decision point if None.
+    progress
+        None of a pinned policy, which learns no more.
     """
 
     decision_point: str
@@ -57,6 +82,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     ref: PolicyRef = FIRST
     policy: str = ""
     schema: FeatureSchema | None = None
+    progress: Progress | None = None
 
     def settings(self) -> PolicySettings | None:
         """The settings that it carries."""

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from feature_repo.aggregates import MEMORY_S, ArmFeatures, ArmStatistics
 from optimizer.errors import InvalidInput
 from optimizer.records import Outcome
+from serving.arm_fold import STATISTICS_SPAN_S
 
 NOTHING = Outcome()
 HALF_LIFE_S = 300.0
@@ -140,3 +142,21 @@ def test_years_without_an_event_break_nothing():
 def test_refuses_a_half_life_that_is_none(half_life_s):
     with pytest.raises(InvalidInput, match="half_life_s"):
         ArmStatistics(half_life_s)
+
+
+def test_what_was_received_before_the_span_of_a_restart_makes_no_difference():
+    now_s, random = 36_000.0, np.random.default_rng(4)
+    whole, again = ArmStatistics(), ArmStatistics()
+    for at_s in np.sort(random.uniform(0, now_s, 50_000)):
+        if now_s - STATISTICS_SPAN_S < at_s < now_s - MEMORY_S + 60:
+            continue  # the worst case: many long ago, few in the last hour
+        if at_s > now_s - MEMORY_S + 60 and random.random() < 0.999:
+            continue
+        outcome = Outcome(*random.random(3) * (1, 10, 100))
+        for statistics in (whole, again):
+            if statistics is whole or at_s >= now_s - STATISTICS_SPAN_S:
+                statistics.update("small", float(at_s), NOTHING, outcome)
+    expected, found = whole.values(now_s)["small"], again.values(now_s)["small"]
+    assert found.count > 0
+    for name in ("quality", "cost_usd", "latency_s", "error_rate", "count"):
+        assert abs(getattr(found, name) - getattr(expected, name)) < 1e-6

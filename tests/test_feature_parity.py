@@ -1,5 +1,6 @@
 """What is online, what was logged and what the ledger says are the same, on real servers."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import redis
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import (
     PostgreSQLOfflineStore,
 )
+from typer.testing import CliRunner
 
 from feature_repo.aggregates import ArmFeatures
 from feature_repo.arm_rows import STATISTICS_COLUMNS
@@ -20,6 +22,7 @@ from feature_repo.embedding import Embedder
 from feature_repo.offline_store import AsOfPostgreSQLOfflineStore
 from feature_repo.push_log import PushedRows, PushLog, pushed_as_of
 from feature_repo.store import FeatureStoreClient
+from infra.cli import main
 from optimizer.arm_traits import ArmTraits
 from optimizer.errors import InvalidInput
 from optimizer.features import pack
@@ -292,3 +295,45 @@ def test_what_valkey_lost_comes_back_and_nothing_older_over_newer(platform, stor
     assert dated.at_s == pytest.approx(now - 60, abs=1e-5)
     assert store.restore("chat", MODELS, moment) == ["arm_windows"]  # none was ever logged
     assert len(STATISTICS_COLUMNS) == 5
+
+
+def test_the_command_writes_a_set_and_says_what_differs(
+    platform, store, tmp_path, monkeypatch
+) -> None:
+    now = time.time()
+    with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
+        traffic = Traffic(platform, connection)
+        traffic.step()
+    given = {
+        "postgres_url": platform.postgres_dsn(),
+        "valkey_url": platform.valkey_address,
+        "decision_points": [{"name": "chat", "arms": [{"model": model} for model in MODELS]}],
+    }
+    (tmp_path / "llmopt.yaml").write_text(json.dumps(given))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLMOPT_HOME", str(tmp_path / "home"))
+
+    def command(*arguments: str) -> tuple[int, Any]:
+        made = CliRunner().invoke(main, ["features", *arguments, "--json"])
+        return made.exit_code, json.loads(made.stdout)
+
+    code, said = command("training-set", "chat", "--out", "set.parquet")
+    rows = pd.read_parquet("set.parquet")
+    assert (code, said["rows"]) == (0, len(rows)) and 2 <= len(rows) <= 3
+    assert said["columns"] == list(rows.columns)
+    store.log("chat", {"small": ArmFeatures(count=1.0)}, now)
+    assert command("parity", "--pairs", "20")[0] == 0
+    with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
+        connection.execute("UPDATE feast.arm_statistics SET position = 0, count = 2")
+    code, said = command("parity", "--pairs", "200", "--hours", "0.01")
+    assert code == 1 and said["disagreements"][0]["values"]["pushed"] == 2.0
+    for wrong in (
+        ["training-set", "chat", "--out", str(tmp_path)],
+        ["training-set", "chat", "--out", "x.parquet", "--hours", "0"],
+        ["parity", "--hours", "nan"],
+    ):
+        code, said = command(*wrong)
+        assert code == 1 and said["error"]["type"] == "InvalidInput"
+    monkeypatch.setenv("LLMOPT_POSTGRES_URL", "postgresql://postgres@127.0.0.1:1/llmopt")
+    code, said = command("parity")
+    assert code == 1 and "llmopt up" in said["error"]["message"]

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -142,6 +143,68 @@ def test_a_closed_window_gives_the_default_until_a_real_reward_comes(connection)
     assert ledger.read(connection, "chat", 1, 10)[0].after == Outcome(quality=0.2)
     ledger.write(connection, [event(1, Outcome(quality=0.9))])
     assert ledger.read(connection, "chat", 2, 10)[0].after == Outcome(quality=0.9)
+
+
+def timed(minute: int, quality: float | None, event_id: str = "e") -> RewardEvent:
+    outcome = Outcome(quality=quality)
+    at = datetime(2026, 1, 1, 0, minute, tzinfo=UTC)
+    return replace(event(1, outcome, event_id, quality is None), occurred_at=at)
+
+
+def test_a_retraction_holds_though_what_it_takes_back_comes_later(connection) -> None:
+    assert ledger.write(connection, [timed(5, None)]) == [False]
+    assert ledger.write(connection, [timed(3, 0.9), timed(5, None)]) == [True, True]
+    assert ledger.read(connection, "chat", 0, 10)[-1].after == NOTHING
+    assert ledger.write(connection, [timed(6, 0.9)]) == [False]
+    assert next(ledger.read_final(connection, "chat")).after == Outcome(quality=0.9)
+
+
+def test_without_times_the_later_arrival_corrects(connection) -> None:
+    ledger.write(connection, [timed(5, 0.9)])
+    assert ledger.write(connection, [event(1, Outcome(quality=0.9), "e")]) == [True]
+    ledger.write(connection, [event(1, Outcome(quality=0.2), "e")])
+    assert ledger.read(connection, "chat", 1, 10)[0].after == Outcome(quality=0.2)
+    ledger.write(connection, [timed(4, 0.6)])
+    assert ledger.read(connection, "chat", 2, 10)[0].after == Outcome(quality=0.6)
+
+
+def test_a_default_gives_way_to_any_reward_and_comes_back_with_its_retraction(connection) -> None:
+    now = datetime.now(UTC)
+    connection.execute(
+        "INSERT INTO decisions VALUES ('chat', %s, %s, 'small', 'champion', 0.5, 0, 'token1')",
+        (uuid.UUID(int=1), now - timedelta(days=8)),
+    )
+    cost = event(1, Outcome(cost_usd=0.1))
+    for told in ([cost, replace(cost, outcome=NOTHING, retract=True)], [cost]):
+        ledger.write(connection, told)
+        ledger.close_windows(connection, "chat", 0.2, now, 100)
+    assert [row.after for row in ledger.read(connection, "chat", 2, 10)] == [
+        Outcome(quality=0.2),
+        Outcome(cost_usd=0.1),
+    ]
+
+
+def test_a_ledger_of_the_version_before_goes_on(connection) -> None:
+    """Its rows have neither kinds nor times, and hold all that their event said so far."""
+    connection.execute(
+        "ALTER TABLE rewards DROP COLUMN kind, DROP COLUMN value, DROP COLUMN weight, "
+        "DROP COLUMN occurred_at"
+    )
+    for position, quality in ((1, 0.5), (2, None)):
+        connection.execute(
+            "INSERT INTO rewards (decision_point, position, decision_id, event_id, quality, "
+            "cost_usd, known_before, known_after, token) "
+            "VALUES ('chat', %s, %s, '', %s, 0.1, '{NULL,NULL,NULL,NULL}', %s, 'token')",
+            (position, uuid.UUID(int=position), quality, [quality, 0.1, None, None]),
+        )
+    connection.execute("INSERT INTO ledger_heads VALUES ('chat', 2)")
+    ledger.create_tables(connection)
+    ledger.create_tables(connection)
+    repeat = event(1, Outcome(quality=0.5, cost_usd=0.1))
+    stars = replace(event(1, Outcome(feedback=1.0)), kind="stars", value=5.0, weight=2.0)
+    assert ledger.write(connection, [repeat, stars]) == [True, False]
+    row = ledger.read(connection, "chat", 2, 10)[0]
+    assert (row.before, row.after) == (Outcome(0.5, 0.1), Outcome(0.5, 0.1, None, 1.0))
 
 
 def test_outcomes_frame_joins_decisions_with_what_is_known(connection, settings) -> None:

@@ -251,13 +251,13 @@ def test_a_closed_window_gets_a_proxy_that_is_no_evidence(
             event = ledger.RewardEvent("chat", decision_id, "e", outcome, retract, raw)
             ledger.write(connection, [event])
 
-        tell(Outcome(cost_usd=0.1), 0)  # the quality is still a proxy
+        tell(Outcome(cost_usd=0.1), 0)  # as a default, a proxy ends with the first real signal
         last = ledger.read(connection, "chat", 4, 10)[-1]
-        assert last.after == Outcome(easy, 0.1) and last.real_after == Outcome(None, 0.1)
-        tell(Outcome(quality=1.0), 0)  # a real signal replaces it
+        assert last.after == last.real_after == Outcome(None, 0.1)
+        tell(Outcome(quality=1.0), 0)
         last = ledger.read(connection, "chat", 5, 10)[-1]
         assert last.after == last.real_after == Outcome(1.0, 0.1)
-        assert last.before == Outcome(easy, 0.1) and last.real_before == Outcome(None, 0.1)
+        assert last.before == last.real_before == Outcome(None, 0.1)
         tell(Outcome(), 0, retract=True)  # and its retraction brings the proxy back
         last = ledger.read(connection, "chat", 6, 10)[-1]
         assert last.after == Outcome(easy) and last.real_after == Outcome()

@@ -214,7 +214,7 @@ def test_the_report_runs_on_its_schedule(
         "PREFECT_HOME": str(tmp_path),
         "PREFECT_RUNNER_POLL_FREQUENCY": "2",
     }
-    command = ["-c", "from flows.serve import main; main(every_s=5)"]
+    command = ["-c", "from flows.serve import main; main(every_s={'report': 5})"]
 
     def ask(what: str, **body: Any) -> Any:
         return httpx.post(f"{prefect_url}/{what}/filter", json=body).raise_for_status().json()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from optimizer.policies.tuning import WidthTuner
 from optimizer.records import Indices, Matrix, Observation, Vector
 from optimizer.reward import Objective
 
-__all__ = ["Policy", "draw", "draw_many"]
+__all__ = ["OnBlock", "Policy", "draw", "draw_many"]
 
 _SHORTEST_BLOCK, _LONGEST_BLOCK, _GROWTH = 32, 1000, 8
 """Variances are estimated anew after 32 rewards, later after an eighth of those learned, at last
@@ -28,6 +28,10 @@ after every 1,000: where a block ends depends on the number of rewards alone."""
 
 _PRICED_EVERY = 16
 """Rewards after which a price is looked for anew."""
+
+OnBlock = Callable[[int, int, Matrix, Matrix, Matrix], None]
+"""Takes first and last (exclusive) of the observations, and of each target what was foreseen (NaN
+while there is nothing to foresee it from), was known before, and is known now."""
 
 _RETIRED = 32
 
@@ -166,8 +170,15 @@ class Policy:
         chosen = self.exploration.probabilities(mean, std, self.learned)
         return self._with_floor(chosen, set_aside)
 
-    def learn(self, observations: Iterable[Observation]) -> None:
+    def learn(self, observations: Iterable[Observation], on_block: OnBlock | None = None) -> None:
         """Apply observations in their order; the result does not depend on how they are cut.
+
+        Parameters
+        ----------
+        observations
+            What changed.
+        on_block
+            Called before each part of them is learned; it may be cut anywhere.
 
         Raises
         ------
@@ -185,6 +196,11 @@ class Policy:
             rest = rows.cut(done, min(len(seen), done + self._block_end - self.learned))
             watched = self.forgetting.watch(self.outcome_model, rest)
             block = rest.cut(0, watched)
+            if on_block is not None:
+                expected = self.outcome_model.foreseen(block)
+                if self.learned < _SHORTEST_BLOCK:
+                    expected = np.full_like(expected, np.nan)
+                on_block(done, done + watched, expected, block.before, block.after)
             self.outcome_model.learn(block)
             self._price.learn(block)
             if self._tuner is not None:

@@ -118,11 +118,16 @@ class GradientHeads:
 
     def surprises(self, rows: Rows) -> Matrix:
         """Shape (n, targets): what was seen minus what was expected, in units of the noise."""
-        reference = self._arrays["reference"][:, rows.arm]
-        expected = np.einsum("tnd,nd->nt", reference, rows.features)
+        expected = self.foreseen(rows)
         first = np.where(np.isnan(rows.before), rows.after, np.nan)
         surprise: Matrix = (first - expected) / np.sqrt(self._arrays["usual"][0])
         return surprise
+
+    def foreseen(self, rows: Rows) -> Matrix:
+        """Shape (n, targets): what was expected at the last `settle`."""
+        reference = self._arrays["reference"][:, rows.arm]
+        expected: Matrix = np.einsum("tnd,nd->nt", reference, rows.features)
+        return expected
 
     def refresh(self, target_weights: Vector) -> None:
         """Fold the objective in."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from optimizer.errors import InvalidInput
 from optimizer.policies.hierarchy import Posterior, Variances, estimate_variances, posterior
-from optimizer.policies.sums import Rows, State, Sums
+from optimizer.policies.sums import Rows, State, Sums, on_grid
 from optimizer.records import Matrix, Vector
 from optimizer.reward import TARGETS
 
@@ -105,10 +105,15 @@ class LinearHeads:
 
         In standard deviations of the noise; NaN where a target is unknown or was known before.
         """
-        expected = np.einsum("tnd,nd->nt", self._reference[:, rows.arm], rows.features)
+        expected = self.foreseen(rows)
         first = np.where(np.isnan(rows.before), rows.after, np.nan)
         surprise: Matrix = (first - expected) / np.sqrt(self._scatter[:, rows.arm].T)
         return surprise
+
+    def foreseen(self, rows: Rows) -> Matrix:
+        """Shape (n, targets): what was expected at the last `settle`."""
+        expected: Matrix = np.einsum("tnd,nd->nt", self._reference[:, rows.arm], rows.features)
+        return expected
 
     def refresh(self, target_weights: Vector) -> None:
         """Bring predictions up to date with the sums, for this linear form of targets."""
@@ -216,11 +221,12 @@ class LinearHeads:
         for held, found in self._posteriors.items():
             deviation = math.sqrt(self._noise[held])
             for rows in fresh:
-                for row in np.flatnonzero(~np.isnan(rows.after[:, held])):
+                after = on_grid(rows.after[:, held])  # what the sums hold, or the two would differ
+                for row in np.flatnonzero(~np.isnan(after)):
                     found.absorb(
                         int(rows.arm[row]),
                         rows.features[row] / deviation,
-                        float(rows.after[row, held]) / deviation,
+                        float(after[row]) / deviation,
                     )
         if target not in self._posteriors:
             self._posteriors[target] = self._solve(target)

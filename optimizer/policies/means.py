@@ -58,8 +58,13 @@ class MeanHeads:
     def surprises(self, rows: Rows) -> Matrix:
         """Shape (n, targets): what was seen minus what was expected, in units of the noise."""
         first = np.where(np.isnan(rows.before), rows.after, np.nan)
-        surprise: Matrix = (first - self._reference[:, rows.arm].T) / np.sqrt(self._usual)
+        surprise: Matrix = (first - self.foreseen(rows)) / np.sqrt(self._usual)
         return surprise
+
+    def foreseen(self, rows: Rows) -> Matrix:
+        """Shape (n, targets): what was expected at the last `settle`."""
+        expected: Matrix = self._reference[:, rows.arm].T
+        return expected
 
     def refresh(self, target_weights: Vector) -> None:
         """Posterior mean and variance of every target and arm, weighted."""

@@ -29,6 +29,9 @@ class OutcomeModel(Protocol):
     def surprises(self, rows: Rows) -> Matrix:
         """Shape (n, targets): standardised errors of the predictions of the last `settle`."""
 
+    def foreseen(self, rows: Rows) -> Matrix:
+        """Shape (n, targets): the predictions of the last `settle` for what was drawn."""
+
     def refresh(self, target_weights: Vector) -> None:
         """Bring `score` up to date with what was learned, for this objective."""
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from optimizer.records import Indices, Matrix, Vector
 from optimizer.reward import PART_OF_TARGET, PARTS, TARGETS
 
-__all__ = ["Rows", "State", "Sums"]
+__all__ = ["Rows", "State", "Sums", "on_grid"]
 
 State = dict[str, npt.NDArray[np.float64]]
 
@@ -25,6 +25,12 @@ TARGET_GRID = 2.0**-20
 
 _PART = np.array(PART_OF_TARGET)
 _FIRST_TARGET = np.array([PART_OF_TARGET.index(part) for part in range(len(PARTS))])
+
+
+def on_grid(targets: Matrix) -> Matrix:
+    """Targets as the sums hold them, any shape."""
+    rounded: Matrix = np.round(targets / TARGET_GRID) * TARGET_GRID
+    return rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +92,8 @@ class Sums:
     def add(self, rows: Rows) -> None:
         """Apply what changed between ``before`` and ``after``."""
         before, after = np.isnan(rows.before), np.isnan(rows.after)
-        old = np.where(before, 0.0, np.round(rows.before / TARGET_GRID) * TARGET_GRID)
-        new = np.where(after, 0.0, np.round(rows.after / TARGET_GRID) * TARGET_GRID)
+        old = np.where(before, 0.0, on_grid(rows.before))
+        new = np.where(after, 0.0, on_grid(rows.after))
         weight = rows.weight[:, None]
         arrived = weight * (before[:, _FIRST_TARGET] * 1.0 - after[:, _FIRST_TARGET])
         moved, squared = weight * (new - old), weight * (new * new - old * old)

@@ -103,14 +103,18 @@ class TreeHeads:
 
     def surprises(self, rows: Rows) -> Matrix:
         """Shape (n, targets): what was seen minus what was expected, in units of the spread."""
-        expected = np.full((len(rows.arm), len(TARGETS)), np.nan)
+        first = np.where(np.isnan(rows.before), rows.after, np.nan)
+        surprise: Matrix = (first - self.foreseen(rows)) / np.sqrt(self._usual)
+        return surprise
+
+    def foreseen(self, rows: Rows) -> Matrix:
+        """Shape (n, targets): what the forests expect, NaN while there is none."""
+        expected: Matrix = np.full((len(rows.arm), len(TARGETS)), np.nan)
         for target in range(len(TARGETS)):
             if PART_OF_TARGET[target] in self._forests:
                 by_arm = self.expect(target, rows.features)
                 expected[:, target] = by_arm[np.arange(len(rows.arm)), rows.arm]
-        first = np.where(np.isnan(rows.before), rows.after, np.nan)
-        surprise: Matrix = (first - expected) / np.sqrt(self._usual)
-        return surprise
+        return expected
 
     def refresh(self, target_weights: Vector) -> None:
         """Take the objective; the forests change only at `settle`."""
