@@ -15,6 +15,7 @@ from prefect import Flow
 
 from flows.materialise import materialise
 from flows.report import report
+from flows.train import train
 
 __all__ = ["DEPLOYMENTS", "Deployed", "manifest"]
 
@@ -66,6 +67,13 @@ DEPLOYMENTS = (
         "10 * * * *",
         "Brings back what the online feature store lost, and checks that online and offline agree.",
         ("features",),
+    ),
+    Deployed(
+        train,
+        "train",
+        "20 * * * *",
+        "Trains the quality model on what has feedback; it serves if it is not worse than before.",
+        ("quality",),
     ),
 )
 

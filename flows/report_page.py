@@ -79,6 +79,7 @@ def figures(summary: ReportSummary) -> dict[str, float]:
     """The report's numbers by name, those that are known."""
     known = {f"decisions_{role}": float(count) for role, count in summary.decisions.items()}
     known |= {f"complete_{role}": float(count) for role, count in summary.complete.items()}
+    known |= {f"proxied_{role}": float(count) for role, count in summary.proxied.items()}
     if summary.decisions:
         known["ready"] = float(summary.readiness.ready)
     for one in summary.comparisons:
@@ -125,6 +126,11 @@ def _traffic(summary: ReportSummary) -> str:
     text = f"{total} decisions: {', '.join(parts)}."
     if "fallback" in summary.decisions:
         text += " Fallback decisions are not compared."
+    if proxied := sum(summary.proxied.values()):
+        text += (
+            f" Of {proxied} decisions without feedback the quality was predicted by a model, for "
+            "learning alone: it is no evidence and left out of what follows."
+        )
     if missing:
         text += (
             f" {missing} champion and control decisions lack a part of their outcome and are left "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -85,6 +85,9 @@ class ReportSummary:
         What the settings say.
     readiness
         Whether the comparisons can be believed.
+    proxied
+        Of each role, decisions without feedback whose quality a model predicted; they are in no
+        comparison.
     """
 
     decisions: Mapping[str, int]
@@ -94,6 +97,7 @@ class ReportSummary:
     control_share: Estimate
     control_share_planned: float
     readiness: ControlReadiness
+    proxied: Mapping[str, int] = field(default_factory=dict)
 
 
 def summarise(frame: pd.DataFrame, objective: Objective, control_share: float) -> ReportSummary:
@@ -128,6 +132,7 @@ def summarise(frame: pd.DataFrame, objective: Objective, control_share: float) -
         control_share=mean(flags, span=1.0),
         control_share_planned=control_share,
         readiness=control_readiness(frame, complete, control_share),
+        proxied=_counts(frame["role"][frame["proxied"]]) if "proxied" in frame else {},
     )
 
 

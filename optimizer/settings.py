@@ -155,6 +155,22 @@ class DecisionPoint(_Strict):
         "`optimizer.signals`, and kinds of your own",
     )
 
+    proxy_quality: bool = Field(
+        False,
+        description="close a decision without reward with the quality that the trained model "
+        "predicts, marked as such, in place of `default_quality`; a real signal replaces it",
+    )
+    retry_below: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="predicted quality under which `POST /v1/quality` looks for a better arm; it "
+        "advises nothing if left out",
+    )
+    retry_gain: float = Field(
+        0.1, ge=0, le=1, description="least gain of predicted quality that is worth a retry"
+    )
+
     @field_validator("features")
     @classmethod
     def _live(cls, features: str) -> str:

@@ -80,6 +80,7 @@ class Api:
             _Route("GET", "/v1/decision-points/{name}", self._point),
             _Route("GET", "/v1/features", self._features_health),
             _Route("GET", _FEATURES, self._features),
+            _Route("POST", "/v1/quality", state.quality_routes.predict, SINGLE_LIMIT),
             _Route("GET", "/v1/experiments", experiments.list),
             _Route("POST", "/v1/experiments", experiments.create, SINGLE_LIMIT),
             _Route("GET", "/v1/experiments/{id}", experiments.report),

@@ -9,7 +9,7 @@ import psycopg
 
 from optimizer.errors import InvalidToken
 from optimizer.experiments.experiment import Experiment
-from serving.ledger import create_tables
+from serving.ledger import create_tables, real_values
 from serving.tokens import parse
 
 __all__ = ["COLUMNS", "experiment_frame"]
@@ -51,7 +51,8 @@ def experiment_frame(
     Returns
     -------
     `COLUMNS`: decided_at (Unix seconds, of the first decision), variant (its index), propensity (of
-    the arm), and the parts of the outcome, NaN where unknown.
+    the arm), and the parts of the outcome, NaN where unknown. A quality that a model predicted
+    counts as unknown.
     """
     create_tables(connection)
     variants = {arm: place for place, arms in enumerate(experiment.arms) for arm in arms}
@@ -74,7 +75,12 @@ def experiment_frame(
                         continue  # of another experiment
                     propensity = decision.propensity
                     unit = int.from_bytes(decision.unit, "big", signed=True)
-                    told = (decision.decided_at, variant, propensity, *(known or _UNKNOWN))
+                    told = (
+                        decision.decided_at,
+                        variant,
+                        propensity,
+                        *real_values(known or _UNKNOWN),
+                    )
                     rows.append((unit, *told))
     frame = pd.DataFrame(rows, columns=["unit", *COLUMNS])
     frame = frame.astype(dict.fromkeys(COLUMNS, float) | {"variant": int, "unit": "int64"})

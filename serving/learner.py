@@ -69,6 +69,8 @@ class Learner:
     on_plan
         Told of each plan that comes into force, and of the reason where the learner itself has
         changed it; it must return at once.
+    proxy
+        Predicts qualities, for a decision point whose settings want that.
 
     Attributes
     ----------
@@ -94,6 +96,7 @@ class Learner:
         on_version: NewVersion = lambda point, variant, state, at, alias, schema: None,
         restore: Callable[[str, str], Checkpoint | None] = lambda name, lineage: None,
         on_plan: Callable[[RoutingPlan, str], None] = lambda plan, reason: None,
+        proxy: ledger.Proxy | None = None,
     ) -> None:
         self._settings = settings
         self._point = point
@@ -104,6 +107,7 @@ class Learner:
         self._plan = RoutingPlan(point.name, 0, PolicyRef(""))
         self._lines: dict[str, PolicyLine] = {}
         self._on_plan = on_plan
+        self._proxy = proxy if point.proxy_quality else None
         self._watch = RolloutWatch(point, lambda plan, taken: on_plan(plan, taken.reason))
         self._models = {arm.id: arm.model for arm in point.records()}
         self.statistics = ArmStatistics()
@@ -297,8 +301,10 @@ class Learner:
     def _close_windows(self, connection: psycopg.Connection[Any]) -> None:
         default = self._point.default_quality
         now = time.monotonic()
-        if default is None or now - self._windows_at < _WINDOWS_EVERY_S:
+        if (default is None and self._proxy is None) or now - self._windows_at < _WINDOWS_EVERY_S:
             return
         older_than = datetime.now(UTC) - timedelta(seconds=self._point.attribution_window_s)
-        ledger.close_windows(connection, self._point.name, default, older_than, _WINDOWS_AT_ONCE)
+        ledger.close_windows(
+            connection, self._point.name, default, older_than, _WINDOWS_AT_ONCE, self._proxy
+        )
         self._windows_at = now

@@ -28,6 +28,8 @@ from serving.learner import Learner
 from serving.ledger import create_tables
 from serving.ledger_partitions import ensure_weeks
 from serving.policy_line import Checkpoint
+from serving.quality_board import QualityFollower
+from serving.quality_proxy import QualityProxy
 from serving.reward_writer import connect
 
 __all__ = ["Learning"]
@@ -58,6 +60,10 @@ class Learning:
         self._plans: dict[str, RoutingPlan] = {}
         self._stories: queue.Queue[tuple[RoutingPlan, str]] = queue.Queue()
         self._stop = threading.Event()
+        self._quality = QualityFollower(
+            settings.valkey_address,
+            [point.name for point in settings.decision_points if point.proxy_quality],
+        )
         self._learners = {
             point.name: Learner(
                 settings,
@@ -66,6 +72,7 @@ class Learning:
                 self._offer_version,
                 self._champion,
                 self._take_plan,
+                QualityProxy(settings, point, self._embedder, self._quality),
             )
             for point in settings.decision_points
         }
@@ -82,6 +89,7 @@ class Learning:
         for thread in self._threads:
             thread.start()
         self._publisher.start()
+        self._quality.start()
 
     def dead(self) -> list[str]:
         """Decision points whose learner has stopped."""
@@ -95,6 +103,7 @@ class Learning:
         for thread in self._threads:
             thread.join(timeout=_CLOSE_S)
         self._publisher.close()
+        self._quality.close(_CLOSE_S)
 
     def _offer_version(
         self,

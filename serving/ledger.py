@@ -18,7 +18,7 @@ position from being given twice: a unique index would need the column of the par
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -36,16 +36,22 @@ from serving.tokens import TIME_AT
 __all__ = [
     "WINDOW_CLOSED",
     "LedgerRow",
+    "Proxy",
     "RewardEvent",
+    "close_windows",
     "create_tables",
     "head",
     "read",
     "read_final",
+    "real_values",
     "write",
 ]
 
 WINDOW_CLOSED = "(window closed)"
 """Event id of the default reward of a decision whose attribution window closed without any."""
+
+_PROXY = "(window closed: quality model "
+"""Start of the event id where a quality model predicted the quality instead."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS ledger_heads (
@@ -129,6 +135,10 @@ SELECT to_regclass('policy_checkpoints') IS NOT NULL AND EXISTS (
 Values = tuple[float | None, ...]
 _NOTHING: Values = (None, None, None, None)
 
+Proxy = Callable[[Sequence[bytes]], tuple[int, Sequence[float]] | None]
+"""Predicts the qualities of decisions from the bytes of their tokens: the version of the model, and
+a quality in [0, 1] for each; None while there is no model."""
+
 
 class _Cell(NamedTuple):
     """What one signal says: of which part, which value (None if it was taken back), from when."""
@@ -191,13 +201,32 @@ class RewardEvent(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """What the learner reads."""
+    """What the learner reads.
+
+    Attributes
+    ----------
+    before, after
+        What is known of the decision, before and after this row; the quality may be a proxy.
+    real_before, real_after
+        The same without a proxy: what counts as evidence.
+    """
 
     position: int
     before: Outcome
     after: Outcome
     token: bytes
     received_at: datetime
+    real_before: Outcome
+    real_after: Outcome
+
+
+def real_values(known: Sequence[float | None]) -> Sequence[float | None]:
+    """The four parts of what is known about a decision, without a quality that was predicted.
+
+    Where the quality is a proxy, ``known_before`` and ``known_after`` have a fifth number, the
+    version of the quality model that predicted it.
+    """
+    return known if len(known) == len(_NOTHING) else (None, *known[1 : len(_NOTHING)])
 
 
 def create_tables(connection: psycopg.Connection[Any]) -> None:
@@ -361,12 +390,14 @@ def _rank(cell: _Cell) -> tuple[bool, float, int, float]:
 def _combine(cells: dict[_Key, _Cell]) -> list[float | None]:
     """Weighted mean of each part; the default of a closed window only where nothing else is known.
 
+    A fifth number follows where that default is a proxy, see `real_values`.
+
     The sums are exact before they are rounded once, so the order of signals changes no bit.
     """
     heard = [
         cell
         for (event_id, _), cell in cells.items()
-        if cell.value is not None and event_id != WINDOW_CLOSED
+        if cell.value is not None and not _closes(event_id)
     ]
     parts: list[float | None] = [None, None, None, None]
     for cell in heard or cells.values():
@@ -375,12 +406,20 @@ def _combine(cells: dict[_Key, _Cell]) -> list[float | None]:
             continue
         same = [other for other in heard if other.part == part]
         parts[part] = cell.value if len(same) < 2 else _mean(same)
+    proxies = () if heard else (name for (name, _), cell in cells.items() if cell.value is not None)
+    version = next((name for name in proxies if name.startswith(_PROXY)), None)
+    if version is not None:
+        parts.append(float(version.removeprefix(_PROXY).rstrip(")")))
     return parts
 
 
 def _mean(cells: Sequence[_Cell]) -> float:
     total = math.fsum(cell.weight for cell in cells)
     return math.fsum(cell.weight * cell.value for cell in cells if cell.value is not None) / total
+
+
+def _closes(event_id: str) -> bool:
+    return event_id == WINDOW_CLOSED or event_id.startswith(_PROXY)
 
 
 def head(connection: psycopg.Connection[Any], decision_point: str) -> int:
@@ -402,7 +441,15 @@ def read(
             (decision_point, after, limit),
         )
         return [
-            LedgerRow(position, Outcome(*before), Outcome(*known), bytes(token), received_at)
+            LedgerRow(
+                position,
+                Outcome(*before[:4]),
+                Outcome(*known[:4]),
+                bytes(token),
+                received_at,
+                Outcome(*real_values(before)),
+                Outcome(*real_values(known)),
+            )
             for position, before, known, token, received_at in cursor
         ]
 
@@ -428,19 +475,22 @@ def read_final(connection: psycopg.Connection[Any], decision_point: str) -> Iter
             (decision_point, list(_NOTHING), TIME_AT.start + 1, TIME_AT.stop - TIME_AT.start),
         )
         for position, (known, token, received_at) in enumerate(cursor, start=1):
-            yield LedgerRow(position, Outcome(), Outcome(*known), bytes(token), received_at)
+            after, real = Outcome(*known[:4]), Outcome(*real_values(known))
+            yield LedgerRow(position, Outcome(), after, bytes(token), received_at, Outcome(), real)
 
 
 def close_windows(
     connection: psycopg.Connection[Any],
     decision_point: str,
-    default_quality: float,
+    default_quality: float | None,
     older_than: datetime,
     limit: int,
+    proxy: Proxy | None = None,
 ) -> int:
-    """Give the default quality to logged decisions whose window closed without any reward.
+    """Give a quality to logged decisions whose window closed without any reward.
 
-    One that was taken back counts as none.
+    One that was taken back counts as none. The quality is what ``proxy`` predicts; the default
+    where there is no proxy, or no model yet. Without either, nothing is closed.
 
     Returns
     -------
@@ -453,16 +503,19 @@ def close_windows(
         "ORDER BY position DESC LIMIT 1) = %s::float8[], true) ORDER BY decided_at LIMIT %s",
         (decision_point, older_than, list(_NOTHING), limit),
     ).fetchall()
+    tokens = [bytes(token) for _, token in rows]
+    predicted = proxy(tokens) if proxy is not None and tokens else None
+    if predicted is not None:
+        event_id, qualities = f"{_PROXY}{predicted[0]})", predicted[1]
+    elif default_quality is not None:
+        event_id, qualities = WINDOW_CLOSED, [default_quality] * len(tokens)
+    else:
+        return 0
     events = [
         RewardEvent(
-            decision_point,
-            decision_id.bytes,
-            WINDOW_CLOSED,
-            Outcome(quality=default_quality),
-            False,
-            bytes(token),
+            decision_point, decision_id.bytes, event_id, Outcome(quality=quality), False, token
         )
-        for decision_id, token in rows
+        for (decision_id, _), token, quality in zip(rows, tokens, qualities, strict=True)
     ]
     if events:
         write(connection, events)

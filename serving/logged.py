@@ -15,6 +15,7 @@ from optimizer.feature_schema import Translations
 from optimizer.features import unpack
 from optimizer.offpolicy.logged import LoggedDecisions, LoggedRow
 from optimizer.records import Arm, Outcome
+from serving.ledger import real_values
 from serving.tokens import FALLBACK, ROLES, Decision, parse
 
 __all__ = ["LiveLog", "learned_until", "read_log", "reason_of_no_use"]
@@ -120,7 +121,7 @@ def read_log(
                     index[decision.arm_id],
                     decision.propensity,
                     decision.decided_at,
-                    Outcome(*(known or _UNKNOWN)),
+                    Outcome(*real_values(known or _UNKNOWN)),
                     ROLES[decision.role],
                 )
             )

@@ -21,6 +21,8 @@ from serving.schema import (
     ContextBody,
     DecisionBody,
     DecisionResponse,
+    QualityBody,
+    QualityResponse,
     RewardBody,
     RewardResponse,
 )
@@ -42,6 +44,8 @@ _COMPONENTS = (
     ReportResponse,
     FeaturesResponse,
     FeaturesHealthResponse,
+    QualityBody,
+    QualityResponse,
 )
 
 
@@ -165,6 +169,13 @@ def document() -> dict[str, Any]:
         **_content(_reference("CloudEvent"), STRUCTURED.decode()),
         **_content(_batch("CloudEvent")["properties"]["items"], BATCHED.decode()),
     }
+    quality = _operation(
+        "Predict the quality of a response, and whether to ask a better model",
+        200,
+        _reference("QualityResponse"),
+        _reference("QualityBody"),
+    )
+    quality["responses"]["503"] = _PROBLEM_RESPONSE
     many_rewards = _operation(
         "Tell what happened, up to 1,000 times",
         202,
@@ -196,6 +207,7 @@ def document() -> dict[str, Any]:
         },
         "/v1/decision-points": {"get": _operation("The decision points there are", 200, anything)},
         "/v1/decision-points/{name}": {"get": point},
+        "/v1/quality": {"post": quality},
         "/v1/features": {
             "get": _operation(
                 "Health of the feature views: ages, missing, out of range, alerts",

@@ -9,6 +9,7 @@ import pandas as pd
 import psycopg
 
 from optimizer.records import Outcome
+from serving.ledger import real_values
 
 __all__ = ["outcomes_frame", "recent_outcomes"]
 
@@ -25,7 +26,10 @@ def recent_outcomes(
         "ORDER BY decision_id, position DESC",
         (decision_point, limit),
     ).fetchall()
-    return [Outcome(*known) for _, known in sorted(rows, reverse=True, key=lambda row: row[0])]
+    return [
+        Outcome(*real_values(known))
+        for _, known in sorted(rows, reverse=True, key=lambda row: row[0])
+    ]
 
 
 def outcomes_frame(
@@ -44,7 +48,8 @@ def outcomes_frame(
     -------
     One row a decision in time order: decided_at (UTC), model, role, propensity, policy_version,
     unit (a hash; where the caller named none, each decision is a unit of its own), quality,
-    cost_usd, latency_s, feedback; NaN where unknown.
+    cost_usd, latency_s, feedback; NaN where unknown; proxied: whether a model predicted a quality
+    where none was told. Such a quality is no evidence, so it counts as unknown here.
     """
     # Where `serving.tokens` keeps the unit; tokens of the first format have none.
     query = """
@@ -52,7 +57,9 @@ def outcomes_frame(
                ('x' || encode(CASE get_byte(d.token, 0)
                               WHEN 1 THEN substring(uuid_send(d.decision_id) from 1 for 8)
                               ELSE substring(d.token from 62 for 8) END, 'hex'))::bit(64)::bigint,
-               r.known_after[1], r.known_after[2], r.known_after[3], r.known_after[4]
+               CASE WHEN cardinality(r.known_after) = 4 THEN r.known_after[1] END,
+               r.known_after[2], r.known_after[3], r.known_after[4],
+               coalesce(cardinality(r.known_after) > 4, false)
         FROM (
             SELECT * FROM decisions
             WHERE decision_point = %s AND decided_at >= %s AND decided_at < %s
@@ -65,7 +72,7 @@ def outcomes_frame(
         ORDER BY d.decided_at, d.decision_id
     """
     numbers = ["propensity", "policy_version", "quality", "cost_usd", "latency_s", "feedback"]
-    columns = ["decided_at", "model", "role", *numbers[:2], "unit", *numbers[2:]]
+    columns = ["decided_at", "model", "role", *numbers[:2], "unit", *numbers[2:], "proxied"]
     pieces: list[pd.DataFrame] = []
     with psycopg.connect(dsn) as connection, connection.cursor("outcomes", binary=True) as cursor:
         cursor.execute(query, (decision_point, start, end, newest))
@@ -75,5 +82,6 @@ def outcomes_frame(
     frame = pd.concat(pieces, ignore_index=True)
     frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
     frame[numbers] = frame[numbers].astype(float)
+    frame["proxied"] = frame["proxied"].astype(bool)
     frame["unit"] = frame["unit"].astype("int64")
     return frame

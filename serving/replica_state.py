@@ -28,6 +28,8 @@ from serving.feature_health import FeatureHealth
 from serving.live_point import LivePoint
 from serving.metrics import ReplicaMetrics
 from serving.outcomes import recent_outcomes
+from serving.quality_board import QualityFollower
+from serving.quality_routes import QualityRoutes
 from serving.reward_writer import RewardWriter, connect
 from serving.savings import ControlReader
 from serving.snapshots import Snapshot, SnapshotStore
@@ -74,6 +76,10 @@ class ReplicaState:
             lambda: self.feature_health.watch(),
         )
         self.feature_health = FeatureHealth(self.features, settings.feature_limits)
+        self.quality = QualityFollower(settings.valkey_address, self.points)
+        self.quality_routes = QualityRoutes(
+            self.points, self.signer, embedder, self.quality, self.features
+        )
         self._started_at = time.monotonic()
         self._snapshots = SnapshotStore(settings.valkey_address)
         self._stop = threading.Event()
@@ -94,6 +100,7 @@ class ReplicaState:
                 self.feature_health.metrics(),
                 self.dead_letters.metrics(),
                 watch_metrics(self.points.values()),
+                self.quality_routes.metrics(),
             ),
         )
         self._take_newest(self._wanted())
@@ -102,6 +109,7 @@ class ReplicaState:
         )
         self._thread.start()
         self.features.start()
+        self.quality.start()
 
     def close(self) -> None:
         """Store and log what is waiting."""
@@ -111,6 +119,7 @@ class ReplicaState:
         self.dead_letters.close()
         self._thread.join(_CLOSE_S)
         self.features.close(_CLOSE_S)
+        self.quality.close(_CLOSE_S)
         self._snapshots.close()
 
     def waiting_for(self) -> list[str]:

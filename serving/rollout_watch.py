@@ -75,9 +75,9 @@ class RolloutWatch:
                 continue
             unit = None if decision.unit == decision.decision_id[:8] else decision.unit
             if decision.role == CHALLENGER:
-                self._evidence.update("challenger", row.before, row.after, unit)
+                self._evidence.update("challenger", row.real_before, row.real_after, unit)
             elif decision.role == CHAMPION:
-                self._evidence.update("champion", row.before, row.after, unit)
+                self._evidence.update("champion", row.real_before, row.real_after, unit)
             elif decision.role == FALLBACK:
                 self._fallbacks += 1
         if rows:

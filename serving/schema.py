@@ -25,6 +25,9 @@ __all__ = [
     "DecisionResponse",
     "EventId",
     "NonNegative",
+    "QualityBody",
+    "QualityResponse",
+    "RetryAdvice",
     "RewardBody",
     "RewardResponse",
     "Scalar",
@@ -32,6 +35,7 @@ __all__ = [
     "ShortText",
     "SignalValue",
     "Time",
+    "read_context",
     "read_decision",
     "read_decisions",
     "read_events",
@@ -119,6 +123,45 @@ class RewardResponse(Struct, frozen=True):
 
     accepted: bool
     duplicate: bool
+
+
+class QualityBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/quality`: a decision that was made, or a decision point, a model and a context.
+
+    Of a `response` only figures are read (length, refusal, code and the like); it is not stored.
+    """
+
+    decision_id: Annotated[str, Meta(min_length=1, max_length=8192)] | None = None
+    decision_point: ShortText | None = None
+    model: ShortText | None = None
+    context: dict[str, Scalar] | None = None
+    response: Annotated[str, Meta(max_length=1_000_000)] | None = None
+
+
+class RetryAdvice(Struct, frozen=True):
+    """Whether to ask a better model; `model` and what is expected of it are empty if not."""
+
+    advised: bool
+    model: str | None
+    parameters: dict[str, Any] | None
+    prompt_variant: str | None
+    expected_quality: float | None
+    expected_cost_usd: float | None
+    reason: str
+
+
+class QualityResponse(Struct, frozen=True):
+    """The predicted quality of one response, in [0, 1].
+
+    `response_used` is false if none was told, or if the model has not learned from any. `retry` is
+    null if the quality is not under the decision point's `retry_below`.
+    """
+
+    quality: float
+    calibrated: bool
+    model_version: int
+    response_used: bool
+    retry: RetryAdvice | None
 
 
 class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -245,13 +288,13 @@ def _read_open(body: bytes) -> DecisionRequest:
     except msgspec.MsgspecError as error:
         raise invalid_body(error, body) from None
     try:
-        context = _read_context(request.context)
+        context = read_context(request.context)
     except msgspec.ValidationError as error:
         raise invalid_body(error, body, "context") from None
     return DecisionRequest(request.decision_point, context, request.unit_id, request.candidates)
 
 
-def _read_context(fields: dict[str, Scalar]) -> Context:
+def read_context(fields: dict[str, Scalar]) -> Context:
     """The context of a decision body; an error has the path below ``$.context``."""
     known = {name: value for name, value in fields.items() if name in _KNOWN}
     body = msgspec.convert(known, ContextBody)

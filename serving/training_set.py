@@ -17,6 +17,7 @@ from optimizer.feature_schema import Translations
 from optimizer.features import pack, unpack
 from optimizer.settings import DecisionPoint, Settings
 from serving.feature_schemas import known_schemas
+from serving.ledger import real_values
 from serving.live_point import make_encoder
 from serving.logged import reason_of_no_use
 from serving.tokens import ROLES, parse
@@ -121,8 +122,9 @@ def training_set(
         cursor.itersize = _CHUNK
         cursor.execute(_QUERY, parameters)
         for decision_id, decided_at, token, known in cursor:
+            known = real_values(known)
             if all(value is None for value in known):
-                continue  # retracted
+                continue  # retracted, or a prediction, which teaches nothing about the truth
             try:
                 decision = parse(bytes(token))
             except InvalidToken:
