@@ -373,6 +373,9 @@ class FeatureStoreClient:
         store, self._store = self._store, None
         if store is not None:
             store.registry.write_engine.dispose()
+            client = store.provider.online_store._client  # Feast itself never closes it
+            if client is not None:
+                client.close()
 
     @contextmanager
     def _opened(self) -> Iterator[FeatureStore]:
@@ -388,11 +391,15 @@ class FeatureStoreClient:
                 raise Unavailable(_REGISTRY) from None
 
     def _connect(self) -> FeatureStore:
-        with psycopg.connect(self._dsn, connect_timeout=_CONNECT_TIMEOUT_S) as connection:
+        with psycopg.connect(
+            self._dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S
+        ) as connection:
+            # Feast makes its tables when it is opened, which fails if `apply` makes them meanwhile.
+            connection.execute("SELECT pg_advisory_lock_shared(%s)", [_APPLY_LOCK])
             table = connection.execute("SELECT to_regclass(%s)", [f"{SCHEMA}.arm_statistics"])
             if table.fetchone() == (None,):
                 raise Unavailable(_REGISTRY)
-        return FeatureStore(config=self._config)
+            return FeatureStore(config=self._config)
 
 
 @contextmanager
