@@ -3,7 +3,7 @@
 import struct
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from msgspec.structs import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
