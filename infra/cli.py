@@ -13,6 +13,7 @@ from infra.features_cli import features
 from infra.learner_cli import learner
 from infra.models_cli import models
 from infra.pareto_cli import pareto
+from infra.retention_cli import retention
 from infra.rewards_cli import rewards
 from infra.terminal import errors_shown, on_stderr, print_json
 
@@ -244,6 +245,7 @@ def evaluate(
 
 
 main.command()(pareto)
+main.command()(retention)
 
 
 @main.command()

@@ -252,10 +252,15 @@ class RetentionSettings(_Strict):
     )
     decisions_days: int = Field(90, ge=1, le=3650, description="the decision log")
     rewards_days: int = Field(90, ge=1, le=3650, description="the reward ledger")
+    audit_days: int = Field(
+        730, ge=365, le=36_500, description="the audit trail, and states of archived variants"
+    )
+    reports_days: int = Field(365, ge=1, le=3650, description="reports in MLflow")
+    runs_days: int = Field(30, ge=1, le=3650, description="runs of flows in Prefect")
     export_folder: Path | None = Field(
         None,
-        description="where days that are over go as parquet files before they are dropped; they "
-        "are dropped without a copy if left out",
+        description="where rows that are over go as parquet files before they are dropped, seen "
+        "from `home`; they are dropped without a copy if left out",
     )
 
     @property
