@@ -14,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+from prefect.client.schemas.objects import State, StateType
 from prefect.events import EventTrigger, Posture
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.states import AwaitingRetry, StateType
+from prefect.states import AwaitingRetry
 
 __all__ = ["HEARTBEAT_S", "STARTS", "detect_dead_runs", "restart_crashed"]
 
@@ -26,26 +27,30 @@ HEARTBEAT_S = 30
 """Between signs of life of a run; Prefect allows no less."""
 
 STARTS = 3
-"""So often a run is started in all: one that kills its process each time must not do so for ever."""
+"""So often a run is started in all, also one that kills its process each time."""
 
-_MISSED_S = 3 * HEARTBEAT_S
+_MISSED_S = 3.0 * HEARTBEAT_S
 _RECENT = timedelta(days=1)
 _NAME = "llmopt: runs without heartbeats have crashed"
 _BEAT = "prefect.flow-run.heartbeat"
 
 
-async def detect_dead_runs(client: PrefectClient, tags: Sequence[str]) -> None:
+async def detect_dead_runs(
+    client: PrefectClient, tags: Sequence[str], missed_s: float = _MISSED_S
+) -> None:
     """Have the server report runs as crashed that have stopped giving signs of life; idempotent.
 
     Parameters
     ----------
     tags
         Runs with one of these tags are watched; others on the same server are not ours.
+    missed_s
+        So long, in seconds, a run may give no sign; 10 or more.
     """
     ended = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
     wanted = AutomationCore(
         name=_NAME,
-        description=f"Three heartbeats of {HEARTBEAT_S} s are missing: the process is gone.",
+        description="Heartbeats are missing: the process is gone.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={_BEAT},
@@ -59,11 +64,11 @@ async def detect_dead_runs(client: PrefectClient, tags: Sequence[str]) -> None:
             ),
             for_each={"prefect.resource.id"},
             threshold=1,
-            within=timedelta(seconds=_MISSED_S),
+            within=timedelta(seconds=missed_s),
         ),
         actions=[
             ChangeFlowRunState(
-                state=StateType.CRASHED, message=f"No sign of life for {_MISSED_S} s."
+                state=StateType.CRASHED, message=f"No sign of life for {missed_s:g} s."
             )
         ],
     )
@@ -98,7 +103,7 @@ async def restart_crashed(client: PrefectClient, deployments: Sequence[str]) -> 
     restarted = 0
     for run in await client.read_flow_runs(flow_run_filter=crashed, deployment_filter=ours):
         if run.run_count < STARTS:
-            state = AwaitingRetry(message="Its process died; it is started again.")
+            state: State[object] = AwaitingRetry(message="Its process died; it is started again.")
             await client.set_flow_run_state(run.id, state)
             restarted += 1
     return restarted

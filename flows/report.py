@@ -100,6 +100,6 @@ def store(
 
 
 def _key(name: str, hours: int) -> str:
-    """Prefect allows lower case, digits and dashes; reports of other spans have pages of their own."""
+    """Prefect allows lower case, digits and dashes; each span has pages of its own."""
     key = "report-" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
     return key if hours == 1 else f"{key}-{hours}h"

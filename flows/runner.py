@@ -24,8 +24,8 @@ from flows.recovery import HEARTBEAT_S, detect_dead_runs, restart_crashed
 __all__ = ["serve_flows"]
 
 RUNS_AT_ONCE = 2
-"""As many as cores that can be counted on. A run is a process with its own libraries, of hundreds of
-megabytes: this is also the limit of memory. Others wait until one has ended."""
+"""As many as cores that can be counted on. A run is a process of hundreds of megabytes, so this is
+also the limit of memory. Others wait until one has ended."""
 
 _RECOVERY_S = 10.0
 """Between looks for runs whose process died."""

@@ -1,4 +1,4 @@
-"""The audit table: who changed what, why, and on which evidence. Rows are only added, and go when old."""
+"""The audit table: who changed what, why, and on which evidence. Old rows go, none is changed."""
 
 from __future__ import annotations
 

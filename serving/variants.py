@@ -53,6 +53,19 @@ ALTER TABLE policy_variants ADD COLUMN IF NOT EXISTS archived_at timestamptz;
 """
 _LOCK = 0x6C6C6D766172
 
+_OLD_PINNED = """
+SELECT count(*), coalesce(sum(length(state)), 0)::bigint
+FROM pinned_states JOIN policy_variants USING (decision_point, variant) WHERE archived_at < %s
+"""
+_DROP_PINNED = """
+WITH gone AS (
+    DELETE FROM pinned_states s USING policy_variants v
+    WHERE v.decision_point = s.decision_point AND v.variant = s.variant AND v.archived_at < %s
+    RETURNING state
+)
+SELECT count(*), coalesce(sum(length(state)), 0)::bigint FROM gone
+"""
+
 
 def variants(connection: psycopg.Connection[Any], decision_point: str) -> dict[str, PolicySettings]:
     """The policies of all variants that a decision point ever had, oldest first."""
@@ -201,17 +214,8 @@ def drop_pinned(
     How many, and their bytes.
     """
     _create_tables(connection)
-    old = (
-        "EXISTS (SELECT FROM policy_variants v WHERE v.decision_point = s.decision_point "
-        "AND v.variant = s.variant AND v.archived_at < %s)"
-    )
-    row = connection.execute(
-        f"SELECT count(*), coalesce(sum(length(state)), 0)::bigint FROM pinned_states s WHERE {old}"
-        if dry_run
-        else f"WITH gone AS (DELETE FROM pinned_states s WHERE {old} RETURNING state) "
-        "SELECT count(*), coalesce(sum(length(state)), 0)::bigint FROM gone",
-        (archived_before,),
-    ).fetchone()
+    query = _OLD_PINNED if dry_run else _DROP_PINNED
+    row = connection.execute(query, (archived_before,)).fetchone()
     return (0, 0) if row is None else (int(row[0]), int(row[1]))
 
 
