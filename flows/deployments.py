@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from prefect import Flow
 
+from flows.drift import drift
 from flows.materialise import materialise
 from flows.report import report
 from flows.train import train
@@ -74,6 +75,13 @@ DEPLOYMENTS = (
         "20 * * * *",
         "Trains the quality model on what has feedback; it serves if it is not worse than before.",
         ("quality",),
+    ),
+    Deployed(
+        drift,
+        "drift",
+        "*/15 * * * *",
+        "Has anything changed against the day before? Told, written down, and acted upon by rule.",
+        ("drift",),
     ),
 )
 

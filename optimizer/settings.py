@@ -32,7 +32,9 @@ from pydantic_settings import (
 )
 
 from optimizer import catalogue
+from optimizer.alert_settings import AlertSettings
 from optimizer.arm_traits import ArmTraits
+from optimizer.drift_settings import DriftSettings
 from optimizer.errors import InvalidInput, InvalidSettings, UnknownName
 from optimizer.extra_columns import FEATURE_SETS, LIVE_FEATURE_SETS
 from optimizer.policies.names import PolicySettings
@@ -337,6 +339,8 @@ class Settings(BaseSettings):
     feature_limits: FeatureLimits = Field(
         FeatureLimits(), description="when features raise an alert"
     )
+    drift: DriftSettings = Field(DriftSettings(), description="when drift is told, what is done")
+    alerts: AlertSettings = Field(AlertSettings(), description="where people are told")
     mlflow_artifacts: str | None = Field(
         None,
         pattern=r"^(s3|file)://.+",
