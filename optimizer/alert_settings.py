@@ -10,7 +10,7 @@ __all__ = ["AlertSettings"]
 class AlertSettings(BaseModel):
     """Where people are told."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     webhook_url: SecretStr | None = Field(
         None,

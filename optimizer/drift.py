@@ -154,7 +154,7 @@ _Tested = tuple[str, float, float, float]
 def _is_category(before: pd.Series, after: pd.Series) -> bool:
     if not pd.api.types.is_numeric_dtype(before):
         return True
-    return pd.concat([before, after]).nunique() <= _FEW_VALUES
+    return bool(pd.concat([before, after]).nunique() <= _FEW_VALUES)
 
 
 def _kolmogorov_smirnov(before: Vector, after: Vector) -> _Tested:

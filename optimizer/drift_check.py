@@ -110,7 +110,7 @@ def check(reference: pd.DataFrame, current: pd.DataFrame, settings: DriftSetting
             message=f"{rows[0]} decisions in the reference and {rows[1]} in the window, "
             f"{LEAST_ROWS} are needed in each",
         )
-    what = {name: "features" for name in reference if name.startswith("feature__")}
+    what = {name: "features" for name in map(str, reference) if name.startswith("feature__")}
     what |= {"arm": "decisions"}
     if "prediction" in reference and "prediction" in current:
         what |= {"prediction": "predictions"}

@@ -46,7 +46,7 @@ class DriftSettings(BaseModel):
         description="population stability index under which a change is too small to tell",
     )
     quality_drop: float = Field(
-        0.05, gt=0, lt=1, description="loss of an arm's quality that is borne, relative"
+        0.03, gt=0, lt=1, description="loss of an arm's quality that is borne, relative"
     )
     anomaly_method: Literal["z", "iqr", "mad", "mahalanobis"] = Field(
         "mad", description="how far a minute lies from those before; see `optimizer.anomalies`"

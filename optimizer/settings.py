@@ -487,7 +487,7 @@ def load_settings(
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']} "
-            f"(got {_short(problem['input'])})"
+            f"(got {_shown(problem)})"
             for problem in error.errors()
         ]
         raise InvalidSettings(f"{file} or LLMOPT_* is wrong:\n" + "\n".join(lines)) from None
@@ -508,6 +508,11 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
             close = get_close_matches(name, sorted(known), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise InvalidSettings(f"unknown variable {name}{hint}")
+
+
+def _shown(problem: Any) -> str:
+    """What was given, but never an address that is a secret."""
+    return "a secret" if "webhook_url" in problem["loc"] else _short(problem["input"])
 
 
 def _short(value: Any) -> str:
