@@ -1,4 +1,4 @@
-"""How soon is drift seen, and how often is it seen where there is none?
+"""How soon drift is seen, and how often where there is none.
 
 ``python -m benchmarks.drift [FILE ...]``: FILE is a series of NAB (``timestamp,value``), one of the
 two whose labels stand below. Synthetic shifts are drawn from recorded outcomes.

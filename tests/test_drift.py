@@ -48,7 +48,7 @@ def test_shuffled_traffic_raises_hardly_any_alarm() -> None:
 
 
 def test_each_kind_of_drift_is_found_and_named() -> None:
-    before = decisions(6000, 1)
+    before = decisions(15_000, 1)
     moved = check(before, decisions(3000, 2, shift=0.6), SETTINGS)
     assert {one.what for one in moved.findings()} == {"features", "predictions"}
     other_arms = decisions(3000, 3).assign(arm=["large", "small"] * 1500, prediction=0.5)
