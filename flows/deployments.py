@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from prefect import Flow
 
+from flows.design import design
 from flows.materialise import materialise
 from flows.report import report
 from flows.train import train
@@ -74,6 +75,13 @@ DEPLOYMENTS = (
         "20 * * * *",
         "Trains the quality model on what has feedback; it serves if it is not worse than before.",
         ("quality",),
+    ),
+    Deployed(
+        design,
+        "design",
+        "40 5 * * 1",
+        "Drafts the experiment that would teach most for its cost, and shows the Pareto front.",
+        ("experiments",),
     ),
 )
 
