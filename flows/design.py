@@ -1,4 +1,4 @@
-"""The weekly design: what experiment would teach most for its cost, as a draft that nobody starts."""
+"""The weekly design: a draft of the experiment that would teach most for its cost."""
 
 from __future__ import annotations
 

@@ -251,8 +251,10 @@ def _places(settings: Sequence[Arm]) -> Matrix:
     columns: list[list[float]] = []
 
     def add(values: Sequence[object], scale: float) -> None:
-        for value in dict.fromkeys(map(repr, values)):
-            columns.append([scale / np.sqrt(2) * (repr(one) == value) for one in values])
+        columns.extend(
+            [scale / np.sqrt(2) * (repr(one) == value) for one in values]
+            for value in dict.fromkeys(map(repr, values))
+        )
 
     add([arm.model for arm in settings], _MODEL_SCALE)
     add([arm.prompt_variant for arm in settings], _PROMPT_SCALE)

@@ -97,7 +97,7 @@ def test_two_independent_arms_have_the_textbook_value() -> None:
 def test_the_uncertain_and_the_cheap_come_first() -> None:
     found = evidence([0.6, 0.55, 0.55, 0.55], [0.01, 0.001, 0.08, 0.08], [0.01, 0.01, 0.01, 0.10])
     ranked = propose(independent(found), found, COST)
-    assert [one.candidate for one in ranked][0] == 2
+    assert ranked[0].candidate == 2
     by_arm = {one.candidate: one for one in ranked}
     assert by_arm[3].cost_usd > 5 * by_arm[2].cost_usd
     assert by_arm[1].gain < 0.01 * by_arm[2].gain
@@ -141,7 +141,7 @@ def test_estimates_from_a_skewed_log_hold_the_truth() -> None:
 
 
 def test_an_arm_that_nobody_drew_borrows_from_those_that_are_like_it() -> None:
-    arms = tuple(Arm("a", {"temperature": t}) for t in (0.0, 0.5, 1.0)) + (Arm("b"),)
+    arms = (*(Arm("a", {"temperature": t}) for t in (0.0, 0.5, 1.0)), Arm("b"))
     nan = math.nan
     found = ArmEvidence(
         arms, np.array([0.8, nan, 0.7, 0.3]), np.array([0.02, nan, 0.02, 0.02]),
