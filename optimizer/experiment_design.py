@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr
@@ -137,7 +138,7 @@ def propose(
     -------
     Empty where no experiment fits into ``cost.samples``.
     """
-    sizes = {effect: mean_size(effect, evidence.deviation) for effect in effects}
+    sizes = {effect: _size(effect, evidence.deviation) for effect in effects}
     fitting = [(effect, size) for effect, size in sizes.items() if size <= cost.samples]
     found = []
     for candidate in range(len(beliefs.settings)):
@@ -235,6 +236,12 @@ Rung(candidates=1, samples_each=400))
     if samples < len(sizes) * (candidates + 1):
         raise InvalidInput("samples", samples, f"{len(sizes) * (candidates + 1)} or more")
     return tuple(Rung(size, samples // len(sizes) // (size + 1)) for size in sizes)
+
+
+@lru_cache(maxsize=64)
+def _size(effect: float, deviation: float) -> int:
+    """A root search of milliseconds, the same for every candidate and every plan after it."""
+    return mean_size(effect, deviation)
 
 
 def _proposal(
