@@ -9,9 +9,10 @@ or more stands for :math:`-\log(1 - p)` of them, and the lifetime with the highe
 
 .. math::
 
-    -\log(1 - p) \, (\mathrm{saving} - \mathrm{stale} \, (1 - e^{-t / 2 T})) - \mathrm{memory} \, t
+    -\log(1 - p) \, (\mathrm{saving} - \mathrm{stale} \, s(t / T)) - \mathrm{memory} \, t
 
-is chosen, where :math:`T` is what the caller tolerates of staleness: the mean time until an answer
+is chosen. Here :math:`s(x) = 1 - (1 - e^{-x}) / x` is the chance that a hit at any time of it is
+stale, and :math:`T` is what the caller tolerates of staleness: the mean time until an answer
 is no longer right. If no lifetime is worth more than nothing, the answer is not kept.
 
 The policy learns from all requests, kept or not, so that it never blinds itself. Vectors come from
@@ -21,6 +22,7 @@ the caller; nothing of a text but its length is seen.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import msgspec
@@ -33,14 +35,20 @@ from optimizer.records import Vector
 
 __all__ = ["LIFETIMES_S", "CacheDecision", "CachePolicy", "CachePrices", "CacheRequest"]
 
-LIFETIMES_S = (300.0, 1800.0, 7200.0, 43_200.0, 172_800.0)
-"""On offer: 5 and 30 minutes, 2 and 12 hours, 2 days."""
+LIFETIMES_S = tuple(float(ttl_s) for ttl_s in np.geomspace(60, 172_800, 13).round())
+"""On offer: from a minute to two days, each twice as long as the one before, about."""
+
+_TAUGHT_S = LIFETIMES_S[::3]
+"""Those that every request teaches about; the model is smooth between them."""
 
 _VERSION = 1
 _LEARNING_RATE = 0.05
 _HALF_LIFE_S = 6 * 3600.0
 _LARGEST_P = 0.99
 _NEVER_S = 30 * 86400.0
+_MOST_WAITING = 4096
+"""Requests that wait for the end of a lifetime; more are not learned from, whatever becomes of
+them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,15 @@ class CacheDecision:
         return self.ttl_s > 0
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A request that may be asked again."""
+
+    at: float
+    features: dict[str, float]
+    again_at: float = math.inf
+
+
 class CachePolicy:
     """Learns which requests come back, and decides what is kept.
 
@@ -161,7 +178,8 @@ class CachePolicy:
         self._vectors = np.zeros((remembered, dimensions), dtype=np.float32)
         self._asked_at = np.full(remembered, -np.inf)
         self._count = np.zeros(remembered)
-        self._features: list[dict[str, float] | None] = [None] * remembered
+        self._last: list[_Asked | None] = [None] * remembered
+        self._waiting: tuple[deque[_Asked], ...] = tuple(deque() for _ in _TAUGHT_S)
 
     def observe(self, request: CacheRequest) -> CacheDecision:
         """Learn from a request, and decide what becomes of its answer.
@@ -179,7 +197,7 @@ class CachePolicy:
                 "vector", request.vector.shape, f"a vector of {self._vectors.shape[1]} numbers"
             )
         unit = (request.vector / np.linalg.norm(request.vector)).astype(np.float32)
-        self._give_up(request.at)
+        self._learn(request.at)
         similarity = np.where(np.isfinite(self._asked_at), self._vectors @ unit, -1.0)
         place = int(similarity.argmax())
         nearest = float(similarity[place])
@@ -187,14 +205,18 @@ class CachePolicy:
         if nearest >= self._alike:
             gap_s = request.at - float(self._asked_at[place])
             count = float(self._count[place]) * 0.5 ** (gap_s / _HALF_LIFE_S)
-            self._learn(place, gap_s)
+            last = self._last[place]
+            assert last is not None
+            last.again_at = request.at
         else:
             place = int(self._asked_at.argmin())
-            self._forget(place, request.at)
             self._vectors[place] = unit
         features = _features(request, nearest, count, gap_s)
         self._asked_at[place], self._count[place] = request.at, count + 1.0
-        self._features[place] = features
+        self._last[place] = asked = _Asked(request.at, features)
+        for waiting in self._waiting:
+            if len(waiting) < _MOST_WAITING:
+                waiting.append(asked)
         return self._decide(features, request.tolerance_s)
 
     def chance(self, features: dict[str, float], ttl_s: float) -> float:
@@ -204,6 +226,9 @@ class CachePolicy:
     def to_bytes(self) -> bytes:
         """All that was learned and is remembered."""
         kept = np.flatnonzero(np.isfinite(self._asked_at))
+        held = [*(self._last[place] for place in kept), *(o for w in self._waiting for o in w)]
+        distinct = {id(one): one for one in held if one is not None}
+        number = {key: place for place, key in enumerate(distinct)}
         state = {
             "version": _VERSION,
             "alike": self._alike,
@@ -215,7 +240,9 @@ class CachePolicy:
             "vectors": self._vectors[kept].tobytes(),
             "asked_at": self._asked_at[kept].tolist(),
             "count": self._count[kept].tolist(),
-            "features": [self._features[place] for place in kept],
+            "asked": [[one.at, one.features, one.again_at] for one in distinct.values()],
+            "last": [number[id(self._last[place])] for place in kept],
+            "waiting": [[number[id(one)] for one in waiting] for waiting in self._waiting],
         }
         return msgspec.msgpack.encode(state)
 
@@ -246,9 +273,12 @@ class CachePolicy:
             made._vectors[places] = vectors.reshape(len(places), dimensions)
             made._asked_at[places] = state["asked_at"]
             made._count[places] = state["count"]
-            for place, features in zip(state["places"], state["features"], strict=True):
-                made._features[place] = features
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+            asked = [_Asked(*one) for one in state["asked"]]
+            for place, last in zip(state["places"], state["last"], strict=True):
+                made._last[place] = asked[last]
+            for queue, ones in zip(made._waiting, state["waiting"], strict=True):
+                queue.extend(asked[one] for one in ones)
+        except (msgspec.DecodeError, LookupError, TypeError, ValueError) as error:
             raise IncompatibleState(f"no cache policy: {error}") from error
         return made
 
@@ -258,36 +288,23 @@ class CachePolicy:
         for ttl_s in LIFETIMES_S:
             chance = self.chance(features, ttl_s)
             hits = -math.log1p(-min(chance, _LARGEST_P))
-            stale = -math.expm1(-ttl_s / 2 / tolerance_s)
+            ages = ttl_s / tolerance_s
+            stale = 1.0 + math.expm1(-ages) / ages
             worth = hits * (prices.saving_usd - prices.stale_usd * stale)
             worth -= prices.memory_usd_per_hour * ttl_s / 3600
             if worth > best.worth_usd:
                 best = CacheDecision(ttl_s, chance, worth)
         return best
 
-    def _learn(self, place: int, gap_s: float) -> None:
-        """It was asked again after a time: not within shorter lifetimes, but within longer ones."""
-        features = self._features[place]
-        if features is None:
-            return  # the shorter lifetimes were learned, and it was given up
-        for ttl_s in LIFETIMES_S:
-            self._model.learn_one(_within(features, ttl_s), gap_s <= ttl_s)
+    def _learn(self, now: float) -> None:
+        """From requests whose lifetime is over.
 
-    def _forget(self, place: int, now: float) -> None:
-        """Of what makes room, only lifetimes that are over are known."""
-        features = self._features[place]
-        if features is None:
-            return
-        age_s = now - float(self._asked_at[place])
-        for ttl_s in LIFETIMES_S:
-            if ttl_s <= age_s:
-                self._model.learn_one(_within(features, ttl_s), False)
-
-    def _give_up(self, now: float) -> None:
-        """Nobody asked within the longest lifetime; the count stays."""
-        for place in np.flatnonzero(now - self._asked_at > LIFETIMES_S[-1]).tolist():
-            self._forget(place, now)
-            self._features[place] = None
+        Not sooner, also where one was asked again at once: else early answers would all be yes.
+        """
+        for ttl_s, waiting in zip(_TAUGHT_S, self._waiting, strict=True):
+            while waiting and waiting[0].at + ttl_s < now:
+                one = waiting.popleft()
+                self._model.learn_one(_within(one.features, ttl_s), one.again_at - one.at <= ttl_s)
 
 
 def _features(
