@@ -16,6 +16,7 @@ from prefect import Flow
 
 from flows.design import design
 from flows.drift import drift
+from flows.forecast import forecast
 from flows.materialise import materialise
 from flows.report import report
 from flows.retention import retention
@@ -65,6 +66,13 @@ class Deployed:
 
 
 DEPLOYMENTS = (
+    Deployed(
+        forecast,
+        "forecast",
+        "2 * * * *",
+        "Requests a second for the next 1, 6 and 24 hours, and which method says so.",
+        ("traffic",),
+    ),
     Deployed(
         report,
         "report",
