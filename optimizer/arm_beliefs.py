@@ -26,7 +26,7 @@ from optimizer.offpolicy.estimators import Rows, scores
 from optimizer.offpolicy.evaluation import CHOSEN, default_clip
 from optimizer.offpolicy.logged import LoggedDecisions
 from optimizer.offpolicy.outcome_model import Predictions, predict_arms
-from optimizer.records import Arm, Matrix, Vector
+from optimizer.records import Arm, Indices, Matrix, Vector
 from optimizer.reward import Objective
 
 __all__ = ["FEWEST_REWARDS", "ArmEvidence", "Beliefs", "believe", "gather", "settings_between"]
@@ -241,7 +241,7 @@ def _means(log: LoggedDecisions, values: Vector, span: float) -> tuple[Vector, V
     return means, errors
 
 
-def _deviation(arms: Vector, rewards: Vector) -> float:
+def _deviation(arms: Indices, rewards: Vector) -> float:
     means = np.bincount(arms, rewards) / np.maximum(np.bincount(arms), 1)
     return max(float(np.std(rewards - means[arms])), 0.01)
 
