@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from prefect import Flow
 
+from flows.design import design
+from flows.drift import drift
 from flows.materialise import materialise
 from flows.report import report
 from flows.retention import retention
@@ -98,6 +100,20 @@ DEPLOYMENTS = (
         "40 3 * * *",
         "Exports and drops what is older than the settings keep it.",
         ("retention",),
+    ),
+    Deployed(
+        drift,
+        "drift",
+        "*/15 * * * *",
+        "Has anything changed against the day before? Told, written down, and acted upon by rule.",
+        ("drift",),
+    ),
+    Deployed(
+        design,
+        "design",
+        "40 5 * * 1",
+        "Drafts the experiment that would teach most for its cost, and shows the Pareto front.",
+        ("experiments",),
     ),
 )
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.drift_cli import alerts, drift
 from infra.experiments_cli import experiments
 from infra.features_cli import features
 from infra.learner_cli import learner
@@ -33,6 +34,8 @@ main.add_typer(experiments, name="experiments")
 main.add_typer(learner, name="learner")
 main.add_typer(features, name="features")
 main.add_typer(rewards, name="rewards")
+main.add_typer(alerts, name="alerts")
+main.command()(drift)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 

@@ -32,7 +32,9 @@ from pydantic_settings import (
 )
 
 from optimizer import catalogue
+from optimizer.alert_settings import AlertSettings
 from optimizer.arm_traits import ArmTraits
+from optimizer.drift_settings import DriftSettings
 from optimizer.errors import InvalidInput, InvalidSettings, UnknownName
 from optimizer.extra_columns import FEATURE_SETS, LIVE_FEATURE_SETS
 from optimizer.policies.names import PolicySettings
@@ -348,6 +350,8 @@ class Settings(BaseSettings):
     feature_limits: FeatureLimits = Field(
         FeatureLimits(), description="when features raise an alert"
     )
+    drift: DriftSettings = Field(DriftSettings(), description="when drift is told, what is done")
+    alerts: AlertSettings = Field(AlertSettings(), description="where people are told")
     mlflow_artifacts: str | None = Field(
         None,
         pattern=r"^(s3|file)://.+",
@@ -494,7 +498,7 @@ def load_settings(
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']} "
-            f"(got {_short(problem['input'])})"
+            f"(got {_shown(problem)})"
             for problem in error.errors()
         ]
         raise InvalidSettings(f"{file} or LLMOPT_* is wrong:\n" + "\n".join(lines)) from None
@@ -515,6 +519,11 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
             close = get_close_matches(name, sorted(known), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise InvalidSettings(f"unknown variable {name}{hint}")
+
+
+def _shown(problem: Any) -> str:
+    """What was given, but never an address that is a secret."""
+    return "a secret" if "webhook_url" in problem["loc"] else _short(problem["input"])
 
 
 def _short(value: Any) -> str:
