@@ -29,7 +29,9 @@ HEARTBEAT_S = 30
 STARTS = 3
 """So often a run is started in all, also one that kills its process each time."""
 
-_MISSED_S = 3.0 * HEARTBEAT_S
+_MISSED_S = 600.0
+"""Workers of the user's own beat every 180 s unless told otherwise: three of those, and some."""
+
 _RECENT = timedelta(days=1)
 _NAME = "llmopt: runs without heartbeats have crashed"
 _BEAT = "prefect.flow-run.heartbeat"
@@ -53,7 +55,8 @@ async def detect_dead_runs(
         description="Heartbeats are missing: the process is gone.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
-            after={_BEAT},
+            # A process killed in its first second has never sent a heartbeat.
+            after={_BEAT, "prefect.flow-run.Running", "prefect.flow-run.Retrying"},
             expect={_BEAT, *(f"prefect.flow-run.{name}" for name in ended)},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             match_related=ResourceSpecification(

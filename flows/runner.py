@@ -30,7 +30,7 @@ also the limit of memory. Others wait until one has ended."""
 _RECOVERY_S = 10.0
 """Between looks for runs whose process died."""
 
-_LOG = logging.getLogger("prefect.flow_runs.recovery")
+_LOG = logging.getLogger(__name__)
 
 
 class _Runner(Runner):
