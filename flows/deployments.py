@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from prefect import Flow
 
+from flows.budget import SPEND_EVENT, budget
 from flows.materialise import materialise
 from flows.report import report
 from flows.train import train
@@ -38,6 +39,8 @@ class Deployed:
         To filter by.
     concurrency_limit
         Runs of this deployment at once; others wait.
+    on_event
+        Name of a Prefect event that starts a run at once, beside the schedule.
     """
 
     flow: Flow[Any, Any]
@@ -46,6 +49,7 @@ class Deployed:
     description: str
     tags: tuple[str, ...]
     concurrency_limit: int = 1
+    on_event: str | None = None
 
     @property
     def entrypoint(self) -> str:
@@ -75,6 +79,14 @@ DEPLOYMENTS = (
         "Trains the quality model on what has feedback; it serves if it is not worse than before.",
         ("quality",),
     ),
+    Deployed(
+        budget,
+        "budget",
+        "5 * * * *",
+        "Spreads what is left of the budget over decision points and hours.",
+        ("budget",),
+        on_event=SPEND_EVENT,
+    ),
 )
 
 
@@ -89,6 +101,7 @@ def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
                 "tags": list(one.tags),
                 "entrypoint": one.entrypoint,
                 "schedules": [{"cron": one.cron, "timezone": "UTC"}],
+                **({} if one.on_event is None else {"triggers": [_trigger(one.on_event)]}),
                 "concurrency_limit": one.concurrency_limit,
                 "work_pool": {"name": "llmopt"},
             }
@@ -102,6 +115,10 @@ def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
         "# `prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`.\n"
     )
     return head + yaml.safe_dump(content, sort_keys=False, width=100)
+
+
+def _trigger(event: str) -> dict[str, Any]:
+    return {"type": "event", "posture": "Reactive", "expect": [event], "threshold": 1}
 
 
 if __name__ == "__main__":

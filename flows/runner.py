@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
 from prefect.runner import Runner
 from prefect.schedules import Cron, Interval
 from prefect.types.entrypoint import EntrypointType
@@ -61,6 +62,9 @@ def _deployment(one: Deployed, every_s: float | None) -> RunnerDeployment:
         description=one.description,
         tags=list(one.tags),
         concurrency_limit=one.concurrency_limit,
+        triggers=None
+        if one.on_event is None
+        else [DeploymentEventTrigger(name=f"{one.name} on {one.on_event}", expect={one.on_event})],
         # A path would only be found from this process's working folder.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )

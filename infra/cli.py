@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.budget_cli import budget
 from infra.experiments_cli import experiments
 from infra.features_cli import features
 from infra.learner_cli import learner
@@ -244,6 +245,7 @@ def evaluate(
 
 
 main.command()(pareto)
+main.command()(budget)
 
 
 @main.command()

@@ -3,7 +3,6 @@
 import struct
 import uuid
 from collections.abc import Callable, Iterator
-from msgspec.structs import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from optimizer.records import Outcome
 from optimizer.settings import Settings
