@@ -181,7 +181,11 @@ def _serving(settings: Settings, home: Home) -> Part:
     if settings.ray_address is None:
         dashboard = http_url(settings.host, ports.ray_dashboard)
         more.append(Endpoint("ray_dashboard", "Ray dashboard", dashboard, _answers(dashboard)))
-        needed.append(Port(ports.ray_dashboard, "Ray's dashboard", "ray_dashboard"))
+        needed += [
+            Port(ports.ray_dashboard, "Ray's dashboard", "ray_dashboard"),
+            Port(ports.haproxy_metrics, "HAProxy's metrics", "haproxy_metrics"),
+            Port(ports.haproxy_stats, "HAProxy's statistics page", "haproxy_stats"),
+        ]
 
     def start() -> Process:
         # One that a killed serving left would start MLflow and Prefect too early.

@@ -69,7 +69,12 @@ def decision_table(found: dict[str, Any]) -> Table:
     title = f"{found['decision_id']} at {found['decision_point']}, {found['decided_at']}\n{made}"
     table = Table(title=escape(title), title_justify="left")
     events = found["events"]
-    columns = list(events[0]) if events else ["events"]
+    told = (
+        [name for name in events[0] if any(one[name] not in (None, "") for one in events)]
+        if (events)
+        else ["events"]
+    )
+    columns = [name for name in told if name != "decision_point"]  # in the title
     for column in columns:
         table.add_column(column, overflow="fold")
     for event in events:

@@ -230,6 +230,12 @@ class Ports(_Strict):
     ray_dashboard: int = Field(8265, ge=1, le=65535, description="Ray's dashboard")
     postgres: int = Field(5439, ge=1, le=65535, description="embedded PostgreSQL")
     valkey: int = Field(6399, ge=1, le=65535, description="embedded Valkey")
+    haproxy_metrics: int = Field(
+        9101, ge=1, le=65535, description="metrics of Ray Serve's HAProxy, on all interfaces"
+    )
+    haproxy_stats: int = Field(
+        8404, ge=1, le=65535, description="statistics page of Ray Serve's HAProxy, likewise"
+    )
 
 
 class LearnerSettings(_Strict):

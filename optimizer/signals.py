@@ -159,7 +159,9 @@ CATALOGUE: Mapping[str, Signal] = {
     for signal in (
         Signal("quality", "explicit", "quality", 0, 1),
         Signal("feedback", "explicit", "feedback", 0, 1),
-        Signal("thumbs", "explicit", "feedback", -1, 1, words={"up": 1, "neutral": 0, "down": -1}),
+        Signal(
+            "thumbs", "explicit", "feedback", -1, 1, words={"up": 1.0, "neutral": 0.0, "down": -1.0}
+        ),
         Signal("stars", "explicit", "feedback", 1, 5),
         Signal("task_done", "implicit", "quality", 0, 1),
         Signal("retry", "implicit", "quality", 0, 3, less_is_better=True, capped=True),

@@ -244,8 +244,8 @@ def create_tables(connection: psycopg.Connection[Any]) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_TABLES_LOCK,))
         if not ledger_partitions.partitioned(connection):  # another process may have been faster
             ledger_partitions.adopt_tables(connection, now)
-            connection.execute(_TABLES)
-            ledger_partitions.ensure_weeks(connection, now)
+        connection.execute(_TABLES)
+        ledger_partitions.ensure_weeks(connection, now)
 
 
 def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) -> list[bool]:

@@ -13,11 +13,13 @@ import uvicorn
 import yaml
 from typer.testing import CliRunner
 
+from feature_repo.embedding import Embedder
 from infra.cli import main
 from infra.experiment_view import draw, log_experiment, page
 from optimizer.settings import Settings
 from serving import audit, plans
 from serving.api import Api
+from serving.live_point import make_encoder
 from serving.replica_state import ReplicaState
 from serving.reward_writer import connect
 
@@ -55,7 +57,8 @@ def url(platform: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     file.write_text(yaml.safe_dump(content))
     monkeypatch.setenv("LLMOPT_SETTINGS", str(file))
     with connect(platform.postgres_dsn()) as connection:
-        plans.ensure(connection, platform.decision_point("chat"), 0, time.time())
+        point = platform.decision_point("chat")
+        plans.ensure(connection, point, make_encoder(point, Embedder()).schema, time.time())
     state = ReplicaState(platform)
     port = platform.ports.fast_lane
     server = uvicorn.Server(

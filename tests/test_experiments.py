@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from feature_repo.embedding import Embedder
 from optimizer.errors import InvalidInput, UnknownName
 from optimizer.experiments.assignment import Assigner
 from optimizer.experiments.experiment import ArmPattern, Design, Variant
@@ -16,6 +17,7 @@ from optimizer.records import Arm, Outcome
 from optimizer.settings import Settings
 from serving import audit, experiments, ledger, plans
 from serving.ledger import RewardEvent
+from serving.live_point import make_encoder
 from serving.reward_writer import connect
 from serving.tokens import Decision, TokenSigner
 
@@ -41,7 +43,8 @@ def platform(settings: Callable[..., Settings]) -> Settings:
 @pytest.fixture
 def connection(platform: Settings) -> Iterator[psycopg.Connection[Any]]:
     with connect(platform.postgres_dsn()) as made:
-        plans.ensure(made, platform.decision_point("chat"), 0, NOW)
+        point = platform.decision_point("chat")
+        plans.ensure(made, point, make_encoder(point, Embedder()).schema, NOW)
         yield made
 
 

@@ -27,6 +27,7 @@ from optimizer.response_facts import unknown_facts
 from optimizer.settings import Settings
 from registry.quality_models import QualityRegistry
 from serving import ledger
+from serving.ledger_partitions import decided_at
 from serving.live_point import make_encoder
 from serving.quality_board import QualityFollower
 from serving.quality_training import Trained
@@ -63,7 +64,7 @@ def decided(platform: Settings, number: int, seed: int, age_s: float) -> Quality
                 copy.write_row(
                     (
                         "chat", uuid.UUID(bytes=decision.decision_id),
-                        datetime.fromtimestamp(decision.decided_at, UTC),
+                        decided_at(raw),
                         arms[chosen[row]].model, "champion", 0.5, 0, raw,
                     )
                 )  # fmt: skip

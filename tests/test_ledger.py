@@ -196,16 +196,27 @@ def test_a_default_gives_way_to_any_reward_and_comes_back_with_its_retraction(co
 
 def test_a_ledger_of_the_version_before_goes_on(connection) -> None:
     """Its rows have neither kinds nor times, and hold all that their event said so far."""
+    connection.execute("DROP TABLE rewards")
     connection.execute(
-        "ALTER TABLE rewards DROP COLUMN kind, DROP COLUMN value, DROP COLUMN weight, "
-        "DROP COLUMN occurred_at"
+        "CREATE TABLE rewards (decision_point text NOT NULL, position bigint NOT NULL, "
+        "decision_id uuid NOT NULL, event_id text NOT NULL, "
+        "received_at timestamptz NOT NULL DEFAULT now(), quality float8, cost_usd float8, "
+        "latency_s float8, feedback float8, known_before float8[] NOT NULL, "
+        "known_after float8[] NOT NULL, token bytea NOT NULL, "
+        "PRIMARY KEY (decision_point, position))"
     )
     for position, quality in ((1, 0.5), (2, None)):
         connection.execute(
             "INSERT INTO rewards (decision_point, position, decision_id, event_id, quality, "
             "cost_usd, known_before, known_after, token) "
-            "VALUES ('chat', %s, %s, '', %s, 0.1, '{NULL,NULL,NULL,NULL}', %s, 'token')",
-            (position, uuid.UUID(int=position), quality, [quality, 0.1, None, None]),
+            "VALUES ('chat', %s, %s, '', %s, 0.1, '{NULL,NULL,NULL,NULL}', %s, %s)",
+            (
+                position,
+                uuid.UUID(int=position),
+                quality,
+                [quality, 0.1, None, None],
+                token(position),
+            ),
         )
     connection.execute("INSERT INTO ledger_heads VALUES ('chat', 2)")
     ledger.create_tables(connection)

@@ -20,9 +20,11 @@ import httpx
 import psutil
 import pytest
 
+from optimizer.settings import Ports
+
 ROOT = Path(__file__).parents[1]
 LLMOPT = Path(sys.executable).with_name("llmopt")
-PORTS = ("ingress", "fast_lane", "mlflow", "prefect", "ray_dashboard", "postgres", "valkey")
+PORTS = tuple(Ports.model_fields)
 README_PORTS = {"8000": "ingress", "8001": "fast_lane"}
 
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(400)]

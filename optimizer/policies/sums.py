@@ -1,9 +1,10 @@
 """Sufficient statistics: all that linear models learn, as sums over decisions.
 
 A correction or a retraction is the difference of two sums, so the state does not depend on the
-order of signals. With features on the grid of `optimizer.features` and targets on the one below,
-every product and every sum is exact in a float64 up to some millions of rows: the same bytes come
-out however the rows are ordered or cut into batches, and whichever way BLAS adds them up.
+order of signals. With features on the grid of `optimizer.features`, targets and their squares on
+the ones below, every product and every sum is exact in a float64 up to some millions of rows: the
+same bytes come out however the rows are ordered or cut into batches, and whichever way BLAS adds
+them up. What is left after forgetting is put back on the grids.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ __all__ = ["Rows", "State", "Sums", "on_grid"]
 State = dict[str, npt.NDArray[np.float64]]
 
 TARGET_GRID = 2.0**-20
+_FEATURE_GRID = 2.0**-12
+_SQUARE_GRID = 2.0**-26
+"""Of squared targets; on their own grid, 2 ** -40, 8,000 rows would use up a float64."""
+_GRIDS = {
+    "gram": _FEATURE_GRID**2,
+    "moment": TARGET_GRID * _FEATURE_GRID,
+    "squares": _SQUARE_GRID,
+    "count": TARGET_GRID,
+}
 
 _PART = np.array(PART_OF_TARGET)
 _FIRST_TARGET = np.array([PART_OF_TARGET.index(part) for part in range(len(PARTS))])
@@ -29,8 +39,7 @@ _FIRST_TARGET = np.array([PART_OF_TARGET.index(part) for part in range(len(PARTS
 
 def on_grid(targets: Matrix) -> Matrix:
     """Targets as the sums hold them, any shape."""
-    rounded: Matrix = np.round(targets / TARGET_GRID) * TARGET_GRID
-    return rounded
+    return _rounded(targets, TARGET_GRID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,9 @@ class Sums:
         new = np.where(after, 0.0, on_grid(rows.after))
         weight = rows.weight[:, None]
         arrived = weight * (before[:, _FIRST_TARGET] * 1.0 - after[:, _FIRST_TARGET])
-        moved, squared = weight * (new - old), weight * (new * new - old * old)
+        moved = weight * (new - old)
+        squared = _rounded(weight * _rounded(new * new, _SQUARE_GRID), _SQUARE_GRID)
+        squared -= _rounded(weight * _rounded(old * old, _SQUARE_GRID), _SQUARE_GRID)
         for arm in np.unique(rows.arm):
             mine = rows.arm == arm
             features = rows.features[mine]
@@ -116,10 +127,9 @@ class Sums:
     def scale(self, factor: float | Vector) -> None:
         """Multiply what was learned of each arm by ``factor``, one number or shape (arms,)."""
         share = np.broadcast_to(np.asarray(factor, dtype=float), self.count.shape[1:])
-        self.gram *= share[:, None, None]
-        self.moment *= share[:, None]
-        self.squares *= share
-        self.count *= share
+        shares = {"gram": share[:, None, None], "moment": share[:, None]}
+        for name, array in self.arrays().items():
+            array[:] = _rounded(array * shares.get(name, share), _GRIDS[name])
 
     def subtract(self, other: Sums) -> None:
         """Take out what ``other`` holds, of the same shape."""
@@ -164,3 +174,8 @@ class Sums:
         """Take the arrays that `arrays` gave."""
         for name, array in self.arrays().items():
             array[:] = state[name]
+
+
+def _rounded(values: Matrix, grid: float) -> Matrix:
+    rounded: Matrix = np.round(values / grid) * grid
+    return rounded
