@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (sentences of the report)
 """Does a paced budget hold? ``python -m benchmarks.budget servegen_clients_10min.parquet``.
 
 Tenants and their traffic are clients of ServeGen (one model of its production recording; rates in
@@ -275,7 +276,7 @@ def report(results: dict[str, list[dict[str, float]]], arguments: argparse.Names
         f"`paretobandit` and other draws; {arguments.requests:g} requests an hour in the mean, "
         f"{arguments.tenants} tenants and one of all others, tenants 2 to 4 critical; budget "
         f"{1000 * arguments.mean_usd:g} USD for 1,000 requests of the forecast (the day before); "
-        f"floors {arguments.critical_floor} (critical) and {arguments.floor}. Mean and 95 % interval "
+        f"floors {arguments.critical_floor} (critical) and {arguments.floor}. Mean and 95 % intervals "
         "over seeds; lowest and highest are the extremes of all hours of all seeds.",
         "",
         "| | " + " | ".join(results) + " |",
@@ -289,9 +290,9 @@ def report(results: dict[str, list[dict[str, float]]], arguments: argparse.Names
         "highest": "highest hour against its ceiling",
         "day": "day against the sum of ceilings",
         "quality": "quality",
-        "hours above floor": "hours whose mean quality keeps the floor, where the ceiling pays for it",
+        "hours above floor": "hours that keep the floor, where the ceiling pays for it",
         "critical": "quality of critical tenants",
-        "critical hours above floor": "hours in which critical tenants keep their floor, within 1.96 standard errors",
+        "critical hours above floor": "hours of critical tenants at the floor, within 1.96 SE",
         "critical worst 10 minutes": "worst 10 minutes of critical tenants (30 requests or more)",
     }
     for name, label in labels.items():

@@ -32,7 +32,7 @@ def page(plan: StoredPlan) -> str:
             "A policy follows the plan with `quality_price_usd` of its decision point as in the "
             "last column; empty means that the best quality is affordable.",
             "",
-            "| decision point | hour | requests | shares | quality | floor | USD | price of quality |",
+            "| decision point | hour | requests | shares | quality | floor | USD | price |",
             "|---|---|---|---|---|---|---|---|",
         ]
         lines += ["| " + " | ".join(map(str, one.values())) + " |" for one in table(plan)]

@@ -24,10 +24,10 @@ from optimizer.errors import InvalidInput
 
 __all__ = ["Pacer", "Tier"]
 
-_ETA = 0.02
+_ETA = 0.01
 _ETA_FLOOR = 0.05
-_MOST_STEP = 5.0
-"""A single request of many times the mean cost moves the price no further than 5 of them."""
+_MOST_STEP = 40.0
+"""A single dear request moves the price by half at most; a lower limit would overlook what it cost."""
 
 _FLOOR_PRICE_MOST = 50.0
 _PRICES = (1e-4, 1e4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
@@ -17,6 +16,7 @@ LEAST_ROWS = 20
 """Outcomes of an arm with known quality and cost, below which a plan does not use it."""
 
 _HOUR = timedelta(hours=1)
+_LEAST_SEEN_H = 0.5
 
 
 def arm_options(outcomes: pd.DataFrame) -> tuple[Option, ...]:
@@ -50,7 +50,7 @@ def arm_options(outcomes: pd.DataFrame) -> tuple[Option, ...]:
 def requests_by_hour(decided_at: pd.Series[pd.Timestamp], end: datetime) -> dict[int, float]:
     """Requests expected in each hour of the day, UTC: the mean of the days that were seen.
 
-    With less than a day seen, each hour is taken to be like the mean of those.
+    An hour of the day that was seen for less than half an hour is taken to be like the mean.
 
     Parameters
     ----------
@@ -66,11 +66,16 @@ def requests_by_hour(decided_at: pd.Series[pd.Timestamp], end: datetime) -> dict
     """
     if decided_at.empty:
         return {}
-    days = (end - decided_at.min()) / timedelta(days=1)
-    if days < 1:
-        return dict.fromkeys(range(24), len(decided_at) / max(24 * days, 1.0))
+    first = decided_at.min().to_pydatetime()
+    seen_h = dict.fromkeys(range(24), 0.0)
+    for hour, share in hours_left(first, end):
+        seen_h[hour.hour] += share - max(hour + _HOUR - end, timedelta()) / _HOUR
+    mean = len(decided_at) / max((end - first) / _HOUR, 1.0)
     counts = decided_at.dt.hour.value_counts()
-    return {hour: float(counts.get(hour, 0)) / math.ceil(days) for hour in range(24)}
+    return {
+        hour: float(counts.get(hour, 0)) / seen if seen >= _LEAST_SEEN_H else mean
+        for hour, seen in seen_h.items()
+    }
 
 
 def hours_left(at: datetime, end: datetime) -> Iterator[tuple[datetime, float]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizer.budget_plan import Demand, InfeasibleBudget, Option, plan_budget
+from optimizer.budget_plan import BudgetPlan, Demand, InfeasibleBudget, Option, plan_budget
 from optimizer.errors import InvalidInput
 
 ARMS = (Option("small", 0.8, 0.001), Option("middle", 0.88, 0.003), Option("large", 0.9, 0.011))
@@ -87,10 +87,17 @@ def test_the_optimum_is_that_of_an_exact_greedy(problem: tuple[list[Demand], flo
     expected = greedy(demands, budget)
     try:
         plan = plan_budget(demands, budget)
-    except InfeasibleBudget as refused:
-        assert expected is None and refused.needed_usd is not None and refused.needed_usd > budget
-        assert plan_budget(demands, refused.needed_usd * (1 + 1e-6)).cost_usd > 0
+    except InfeasibleBudget as error:
+        needed = error.needed_usd
+    else:
+        check(plan, expected)
         return
+    assert expected is None and needed is not None and needed > budget
+    assert plan_budget(demands, needed * (1 + 1e-6)).cost_usd > 0
+
+
+def check(plan: BudgetPlan, expected: float | None) -> None:
+    budget = plan.budget_usd
     assert plan.cost_usd <= budget * (1 + 1e-6) + 1e-9
     for one in plan.allocations:
         assert sum(one.shares) == pytest.approx(1.0, abs=1e-6)

@@ -133,7 +133,7 @@ def test_settings_name_decision_points(settings: Callable[..., Settings]) -> Non
 
 def test_a_plan_of_the_ledger_is_stored_once_an_hour(settings: Callable[..., Settings]) -> None:
     platform = settings(decision_points=POINTS)
-    budget = BudgetSettings(usd=10.0, services={"chat": ServiceBudget(quality_floor=0.75)})
+    budget = BudgetSettings(usd=10.0, services={"chat": ServiceBudget(quality_floor=0.8)})
     assert make_plan(platform, budget, NOON).status == "no data"
     decided(platform, 960, NOON)
     plan = make_plan(platform, budget, NOON)
