@@ -27,7 +27,7 @@ __all__ = ["Pacer", "Tier"]
 _ETA = 0.01
 _ETA_FLOOR = 0.05
 _MOST_STEP = 40.0
-"""A single dear request moves the price by half at most; a lower limit would overlook what it cost."""
+"""The step of a single dear request ends here; a lower limit would overlook what it cost."""
 
 _FLOOR_PRICE_MOST = 50.0
 _PRICES = (1e-4, 1e4)
