@@ -7,18 +7,25 @@ The runner registers these (`flows.runner`). For a Prefect of the user's own the
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 from prefect import Flow
 
 from flows.budget import SPEND_EVENT, budget
+from flows.design import design
+from flows.drift import drift
 from flows.materialise import materialise
 from flows.report import report
+from flows.retention import retention
 from flows.train import train
 
-__all__ = ["DEPLOYMENTS", "Deployed", "manifest"]
+__all__ = ["COLLISION_STRATEGY", "DEPLOYMENTS", "Deployed", "manifest"]
+
+
+COLLISION_STRATEGY = "ENQUEUE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,10 @@ class Deployed:
     tags
         To filter by.
     concurrency_limit
-        Runs of this deployment at once; others wait.
+        Runs of this deployment at once. Others wait (`COLLISION_STRATEGY`): each may be of another
+        span, and who asks for a run gets it.
+    parameters
+        Of the flow, where they differ from its own defaults.
     on_event
         Name of a Prefect event that starts a run at once, beside the schedule.
     """
@@ -50,6 +60,7 @@ class Deployed:
     tags: tuple[str, ...]
     concurrency_limit: int = 1
     on_event: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def entrypoint(self) -> str:
@@ -87,6 +98,35 @@ DEPLOYMENTS = (
         ("budget",),
         on_event=SPEND_EVENT,
     ),
+    Deployed(
+        report,
+        "report-daily",
+        "5 0 * * *",
+        "The report of a whole day.",
+        ("report",),
+        parameters={"hours": 24},
+    ),
+    Deployed(
+        retention,
+        "retention",
+        "40 3 * * *",
+        "Exports and drops what is older than the settings keep it.",
+        ("retention",),
+    ),
+    Deployed(
+        drift,
+        "drift",
+        "*/15 * * * *",
+        "Has anything changed against the day before? Told, written down, and acted upon by rule.",
+        ("drift",),
+    ),
+    Deployed(
+        design,
+        "design",
+        "40 5 * * 1",
+        "Drafts the experiment that would teach most for its cost, and shows the Pareto front.",
+        ("experiments",),
+    ),
 )
 
 
@@ -102,7 +142,11 @@ def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
                 "entrypoint": one.entrypoint,
                 "schedules": [{"cron": one.cron, "timezone": "UTC"}],
                 **({} if one.on_event is None else {"triggers": [_trigger(one.on_event)]}),
-                "concurrency_limit": one.concurrency_limit,
+                "parameters": dict(one.parameters),
+                "concurrency_limit": {
+                    "limit": one.concurrency_limit,
+                    "collision_strategy": COLLISION_STRATEGY,
+                },
                 "work_pool": {"name": "llmopt"},
             }
             for one in deployments

@@ -52,9 +52,10 @@ def report(hours: Hours = 1) -> dict[str, str]:
     for point in settings.decision_points:
         outcomes = load(settings.postgres_dsn(), point.name, start, end)
         summary = summarise(outcomes, point.objective(), point.control_share)
-        show(point.name, start, end, summary)
+        key = _key(point.name, hours)
+        show(key, point.name, start, end, summary)
         url = store(settings.mlflow_address, point.name, start, end, summary, outcomes)
-        create_link_artifact(url, f"{point.name} in MLflow", key=f"{_key(point.name)}-mlflow")
+        create_link_artifact(url, f"{point.name} in MLflow", key=f"{key}-mlflow")
         urls[point.name] = url
     return urls
 
@@ -66,10 +67,10 @@ def load(dsn: str, decision_point: str, start: datetime, end: datetime) -> pd.Da
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 30], cache_policy=NO_CACHE)
-def show(name: str, start: datetime, end: datetime, summary: ReportSummary) -> None:
+def show(key: str, name: str, start: datetime, end: datetime, summary: ReportSummary) -> None:
     """Put the page and its table where people see them in Prefect."""
-    create_markdown_artifact(report_page.page(name, start, end, summary), key=_key(name))
-    create_table_artifact(report_page.table(summary), key=f"{_key(name)}-figures")
+    create_markdown_artifact(report_page.page(name, start, end, summary), key=key)
+    create_table_artifact(report_page.table(summary), key=f"{key}-figures")
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 30], cache_policy=NO_CACHE)
@@ -98,6 +99,7 @@ def store(
         )
 
 
-def _key(name: str) -> str:
-    """Prefect allows lower case, digits and dashes."""
-    return "report-" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+def _key(name: str, hours: int) -> str:
+    """Prefect allows lower case, digits and dashes; each span has pages of its own."""
+    key = "report-" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    return key if hours == 1 else f"{key}-{hours}h"

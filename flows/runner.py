@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
+from prefect.exceptions import PrefectException
 from prefect.runner import Runner
 from prefect.schedules import Cron, Interval
 from prefect.types.entrypoint import EntrypointType
 
-from flows.deployments import DEPLOYMENTS, Deployed
+from flows.deployments import COLLISION_STRATEGY, DEPLOYMENTS, Deployed
+from flows.recovery import HEARTBEAT_S, detect_dead_runs, restart_crashed
 
 __all__ = ["serve_flows"]
 
 RUNS_AT_ONCE = 2
-"""As many as cores that can be counted on. A run is a process with its own libraries."""
+"""As many as cores that can be counted on. A run is a process of hundreds of megabytes, so this is
+also the limit of memory. Others wait until one has ended."""
+
+_RECOVERY_S = 10.0
+"""Between looks for runs whose process died."""
+
+_LOG = logging.getLogger("prefect.flow_runs.recovery")
 
 
 class _Runner(Runner):
@@ -29,10 +41,33 @@ class _Runner(Runner):
         task = asyncio.current_task()
         assert task is not None
         self._stop_serving = task.cancel
-        await self.start()
+        recovery = asyncio.create_task(_recover())
+        try:
+            await self.start()
+        finally:
+            recovery.cancel()
 
     def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
         asyncio.get_running_loop().call_soon_threadsafe(self._stop_serving)
+
+
+async def _recover() -> None:
+    """Start runs again whose process died, for as long as this process runs."""
+    names = [one.name for one in DEPLOYMENTS]
+    watched = False
+    while True:
+        try:
+            async with get_client() as client:
+                if not watched:
+                    await detect_dead_runs(client, sorted({t for d in DEPLOYMENTS for t in d.tags}))
+                    watched = True
+                if restarted := await restart_crashed(client, names):
+                    _LOG.warning("%d runs whose process died are started again", restarted)
+        except (httpx.HTTPError, PrefectException, RuntimeError) as error:
+            _LOG.warning(
+                "Prefect is away, looking for dead runs again in %g s: %s", _RECOVERY_S, error
+            )
+        await asyncio.sleep(_RECOVERY_S)
 
 
 def serve_flows(every_s: Mapping[str, float] | None = None) -> None:
@@ -45,7 +80,7 @@ def serve_flows(every_s: Mapping[str, float] | None = None) -> None:
     """
     # Schedules stay on while this process is down: a report that was due then is made later, of
     # the hours it was due for. Pausing them would also make stopping wait for Prefect.
-    runner = _Runner(limit=RUNS_AT_ONCE, pause_on_shutdown=False)
+    runner = _Runner(limit=RUNS_AT_ONCE, heartbeat_seconds=HEARTBEAT_S, pause_on_shutdown=False)
     for one in DEPLOYMENTS:
         runner.add_deployment(_deployment(one, (every_s or {}).get(one.name)))
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
@@ -61,10 +96,14 @@ def _deployment(one: Deployed, every_s: float | None) -> RunnerDeployment:
         else Interval(timedelta(seconds=every_s)),
         description=one.description,
         tags=list(one.tags),
-        concurrency_limit=one.concurrency_limit,
         triggers=None
         if one.on_event is None
         else [DeploymentEventTrigger(name=f"{one.name} on {one.on_event}", expect={one.on_event})],
+        parameters=dict(one.parameters),
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=one.concurrency_limit,
+            collision_strategy=ConcurrencyLimitStrategy(COLLISION_STRATEGY),
+        ),
         # A path would only be found from this process's working folder.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )

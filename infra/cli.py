@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from infra.budget_cli import budget
+from infra.drift_cli import alerts, drift
 from infra.experiments_cli import experiments
 from infra.features_cli import features
 from infra.learner_cli import learner
 from infra.models_cli import models
 from infra.pareto_cli import pareto
+from infra.retention_cli import retention
 from infra.rewards_cli import rewards
 from infra.terminal import errors_shown, on_stderr, print_json
 
@@ -33,6 +35,8 @@ main.add_typer(experiments, name="experiments")
 main.add_typer(learner, name="learner")
 main.add_typer(features, name="features")
 main.add_typer(rewards, name="rewards")
+main.add_typer(alerts, name="alerts")
+main.command()(drift)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -246,6 +250,7 @@ def evaluate(
 
 main.command()(pareto)
 main.command()(budget)
+main.command()(retention)
 
 
 @main.command()

@@ -32,8 +32,10 @@ from pydantic_settings import (
 )
 
 from optimizer import catalogue
+from optimizer.alert_settings import AlertSettings
 from optimizer.arm_traits import ArmTraits
 from optimizer.budget_settings import BudgetSettings
+from optimizer.drift_settings import DriftSettings
 from optimizer.errors import InvalidInput, InvalidSettings, UnknownName
 from optimizer.extra_columns import FEATURE_SETS, LIVE_FEATURE_SETS
 from optimizer.policies.names import PolicySettings
@@ -259,10 +261,15 @@ class RetentionSettings(_Strict):
     )
     decisions_days: int = Field(90, ge=1, le=3650, description="the decision log")
     rewards_days: int = Field(90, ge=1, le=3650, description="the reward ledger")
+    audit_days: int = Field(
+        730, ge=365, le=36_500, description="the audit trail, and states of archived variants"
+    )
+    reports_days: int = Field(365, ge=1, le=3650, description="reports in MLflow")
+    runs_days: int = Field(30, ge=1, le=3650, description="runs of flows in Prefect")
     export_folder: Path | None = Field(
         None,
-        description="where days that are over go as parquet files before they are dropped; they "
-        "are dropped without a copy if left out",
+        description="where rows that are over go as parquet files before they are dropped, seen "
+        "from `home`; they are dropped without a copy if left out",
     )
 
     @property
@@ -344,6 +351,8 @@ class Settings(BaseSettings):
     feature_limits: FeatureLimits = Field(
         FeatureLimits(), description="when features raise an alert"
     )
+    drift: DriftSettings = Field(DriftSettings(), description="when drift is told, what is done")
+    alerts: AlertSettings = Field(AlertSettings(), description="where people are told")
     mlflow_artifacts: str | None = Field(
         None,
         pattern=r"^(s3|file)://.+",
@@ -501,7 +510,7 @@ def load_settings(
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']} "
-            f"(got {_short(problem['input'])})"
+            f"(got {_shown(problem)})"
             for problem in error.errors()
         ]
         raise InvalidSettings(f"{file} or LLMOPT_* is wrong:\n" + "\n".join(lines)) from None
@@ -522,6 +531,11 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
             close = get_close_matches(name, sorted(known), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise InvalidSettings(f"unknown variable {name}{hint}")
+
+
+def _shown(problem: Any) -> str:
+    """What was given, but never an address that is a secret."""
+    return "a secret" if "webhook_url" in problem["loc"] else _short(problem["input"])
 
 
 def _short(value: Any) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from registry.tracking import connect, experiment_id, reaching
 
 __all__ = ["log_report"]
+
+_TAG = "report_digest"
+_MOST = 1000
 
 
 def log_report(
@@ -18,7 +22,9 @@ def log_report(
     parameters: Mapping[str, str | float],
     run_name: str,
 ) -> str:
-    """Store a report as one run.
+    """Store a report as one run, instead of what a run of the same name and parameters stored.
+
+    So a repeat, also of one that was killed half-way, leaves one run and not two.
 
     Parameters
     ----------
@@ -45,7 +51,13 @@ def log_report(
     client = connect(address)
     with reaching():
         experiment_of_report = experiment_id(client, experiment)
-        run_id = client.create_run(experiment_of_report, run_name=run_name).info.run_id
+        digest = hashlib.blake2b(
+            repr((run_name, sorted(parameters.items()))).encode(), digest_size=12
+        ).hexdigest()
+        same = f"tags.{_TAG} = '{digest}'"
+        before = client.search_runs([experiment_of_report], same, max_results=_MOST)
+        run = client.create_run(experiment_of_report, run_name=run_name, tags={_TAG: digest})
+        run_id = run.info.run_id
         for name, value in parameters.items():
             client.log_param(run_id, name, value)
         for name, figure in metrics.items():
@@ -53,4 +65,6 @@ def log_report(
         for file in files:
             client.log_artifact(run_id, str(file))
         client.set_terminated(run_id)
+        for old in before:
+            client.delete_run(old.info.run_id)
     return f"{address.rstrip('/')}/#/experiments/{experiment_of_report}/runs/{run_id}"

@@ -1,4 +1,4 @@
-"""The audit table: who changed what, why, and on which evidence. Rows are only ever added."""
+"""The audit table: who changed what, why, and on which evidence. Old rows go, none is changed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
-__all__ = ["AuditEntry", "record", "trail"]
+from feature_repo.archive import write_rows
+
+__all__ = ["AuditEntry", "count_before", "drop_before", "record", "trail"]
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS audit (
@@ -79,6 +83,51 @@ def trail(
         (decision_point, limit),
     ).fetchall()
     return [AuditEntry(*row) for row in rows]
+
+
+def count_before(connection: psycopg.Connection[Any], before: datetime) -> int:
+    """How many entries are older than a moment."""
+    _create_table(connection)
+    row = connection.execute("SELECT count(*) FROM audit WHERE at < %s", (before,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def drop_before(
+    connection: psycopg.Connection[Any], before: datetime, folder: Path | None
+) -> tuple[int, Path | None]:
+    """Write entries older than a moment to a parquet file, then drop them.
+
+    Of two at once one waits. A process killed between both leaves a file that the next replaces.
+
+    Parameters
+    ----------
+    folder
+        Made if it is missing; None drops without a copy.
+
+    Returns
+    -------
+    How many went, and the file, if any.
+    """
+    _create_table(connection)
+    old = sql.SQL("FROM audit WHERE at < {}").format(sql.Literal(before))
+    with connection.transaction():
+        # Nobody else drops, and nobody adds an entry of the past: what is written is what goes.
+        connection.execute("LOCK TABLE audit IN SHARE ROW EXCLUSIVE MODE")
+        row = connection.execute(sql.SQL("SELECT count(*), min(id) ") + old).fetchone()
+        if row is None or not row[0]:
+            return 0, None
+        file = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"audit-{row[1]}.parquet"
+            part = file.with_suffix(".part")
+            query = sql.SQL(
+                "SELECT id, at, decision_point, actor, action, reason, evidence::text AS evidence "
+            )
+            write_rows(connection, query + old + sql.SQL(" ORDER BY id"), part, "audit")
+            part.replace(file)
+        connection.execute(sql.SQL("DELETE ") + old)
+    return int(row[0]), file
 
 
 def _create_table(connection: psycopg.Connection[Any]) -> None:

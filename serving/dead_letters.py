@@ -27,6 +27,7 @@ __all__ = [
     "REASONS",
     "DeadLetter",
     "StoredLetter",
+    "count_letters",
     "drop_letters",
     "find_letters",
     "make_letter",
@@ -242,6 +243,14 @@ def mark_letter(connection: psycopg.Connection[Any], letter_id: int, outcome: st
         "UPDATE dead_letters SET replayed_at = now(), outcome = %s WHERE id = %s",
         (_storable(outcome), letter_id),
     )
+
+
+def count_letters(connection: psycopg.Connection[Any], before: datetime) -> int:
+    """How many letters came last before a moment."""
+    create_tables(connection)
+    query = "SELECT count(*) FROM dead_letters WHERE last_at < %s"
+    row = connection.execute(query, (before,)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def drop_letters(connection: psycopg.Connection[Any], before: datetime) -> int:

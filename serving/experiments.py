@@ -35,6 +35,7 @@ __all__ = [
     "archive",
     "create",
     "find",
+    "keep_draft",
     "list_experiments",
     "pause",
     "report",
@@ -53,6 +54,7 @@ CREATE TABLE IF NOT EXISTS experiments (
 CREATE INDEX IF NOT EXISTS experiments_point ON experiments (decision_point, created_at);
 """
 _LOCK = 0x6C6C6D657870
+_DRAFT_LOCK = 0x64726166
 _ID_BYTES = 4
 _SMALLEST_MOVE = 0.02
 """Change of a weight below which Thompson sampling leaves the plan as it is."""
@@ -81,25 +83,77 @@ def create(
     InvalidInput
         Naming the field of the design.
     """
-    point = settings.decision_point(design.decision_point)
-    made = Experiment(
-        id=secrets.token_hex(_ID_BYTES),
+    made = _drafted(settings, design, secrets.token_hex(_ID_BYTES), actor, now, "created")
+    _create_tables(connection)
+    with connection.transaction():
+        _insert(connection, made, actor)
+    return made
+
+
+def keep_draft(
+    connection: Connection, settings: Settings, design: Design, *, actor: str, now: float, why: str
+) -> Experiment:
+    """Have one open draft of this actor at the design's decision point, with this design.
+
+    A draft of its own that was not started yet is changed, else one is made; whoever calls twice,
+    or two at once, leaves one. What people made or started is never touched.
+
+    Parameters
+    ----------
+    why
+        Reason of the draft, for people.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the field of the design.
+    """
+    _create_tables(connection)
+    with connection.transaction():
+        # Nothing to lock is there yet where no draft is.
+        connection.execute(
+            "SELECT pg_advisory_xact_lock(%s, hashtext(%s))",
+            (_DRAFT_LOCK, design.decision_point),
+        )
+        rows = connection.execute(
+            "SELECT content FROM experiments WHERE decision_point = %s AND content->>'state' = "
+            "'draft' AND content->>'made_by' = %s ORDER BY created_at DESC, id LIMIT 1 FOR UPDATE",
+            (design.decision_point, actor),
+        ).fetchall()
+        if not rows:
+            made = _drafted(settings, design, secrets.token_hex(_ID_BYTES), actor, now, why)
+            _insert(connection, made, actor)
+            return made
+        old = _experiment(rows[0][0])
+        made = _drafted(settings, design, old.id, actor, old.created_at, why)
+        if made != old:
+            _store(connection, made)
+            evidence = {"design": _plain(design)}
+            _record(connection, made, actor, "experiment.redraft", evidence)
+    return made
+
+
+def _drafted(
+    settings: Settings, design: Design, name: str, actor: str, now: float, why: str
+) -> Experiment:
+    return Experiment(
+        id=name,
         design=design,
-        arms=resolve(design, point.records()),
+        arms=resolve(design, settings.decision_point(design.decision_point).records()),
         weights=first_weights(design),
         planned=planned_samples(design),
         created_at=now,
-        reason="created",
+        reason=why,
+        made_by=actor,
     )
-    _create_tables(connection)
-    with connection.transaction():
-        connection.execute(
-            "INSERT INTO experiments (id, decision_point, content) VALUES (%s, %s, %s)",
-            (made.id, point.name, _text(made)),
-        )
-        evidence = {"experiment": made.id, "name": design.name, "design": _plain(design)}
-        audit.record(connection, point.name, actor, "experiment.create", "created", evidence)
-    return made
+
+
+def _insert(connection: Connection, made: Experiment, actor: str) -> None:
+    connection.execute(
+        "INSERT INTO experiments (id, decision_point, content) VALUES (%s, %s, %s)",
+        (made.id, made.design.decision_point, _text(made)),
+    )
+    _record(connection, made, actor, "experiment.create", {"design": _plain(made.design)})
 
 
 def start(

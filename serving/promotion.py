@@ -26,7 +26,7 @@ from serving.feature_use import ROLLBACK, champion_before
 from serving.reward_writer import connect
 from serving.snapshots import SnapshotStore
 
-__all__ = ["Promotion"]
+__all__ = ["Promotion", "with_champion"]
 
 _LOG = logging.getLogger(__name__)
 _ACTOR = "command"
@@ -147,7 +147,7 @@ class Promotion:
             if state is not None:
                 variants.pin_state(connection, self.point.name, ref, state)
             return self._change(
-                connection, lambda plan: _with_champion(plan, ref), "policy.promote", reason, {}
+                connection, lambda plan: with_champion(plan, ref), "policy.promote", reason, {}
             )
 
     def rollback(self) -> RoutingPlan:
@@ -164,7 +164,7 @@ class Promotion:
 
             def update(plan: RoutingPlan) -> RoutingPlan:
                 if plan.challenger is not None:
-                    return _with_champion(plan, plan.champion)
+                    return with_champion(plan, plan.champion)
                 if before is None:
                     raise InvalidInput(
                         "version",
@@ -172,7 +172,7 @@ class Promotion:
                         "there was no other champion; `llmopt models list` shows versions, and "
                         "`llmopt models rollback VERSION` takes one of them",
                     )
-                return _with_champion(plan, before)
+                return with_champion(plan, before)
 
             reason = "rolled back by command"
             return self._change(connection, update, ROLLBACK, reason, {})
@@ -245,7 +245,7 @@ class Promotion:
             raise Unavailable("PostgreSQL") from error
 
 
-def _with_champion(plan: RoutingPlan, champion: PolicyRef) -> RoutingPlan:
+def with_champion(plan: RoutingPlan, champion: PolicyRef) -> RoutingPlan:
     """The plan without a canary, and with this champion."""
     return msgspec.structs.replace(
         plan,

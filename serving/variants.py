@@ -6,6 +6,7 @@ needed to serve them.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ __all__ = [
     "add_variant",
     "archive",
     "archived",
+    "drop_pinned",
     "pin_state",
     "pinned_state",
     "variant_point",
@@ -50,6 +52,19 @@ ALTER TABLE policy_variants ADD COLUMN IF NOT EXISTS schema_id bigint;
 ALTER TABLE policy_variants ADD COLUMN IF NOT EXISTS archived_at timestamptz;
 """
 _LOCK = 0x6C6C6D766172
+
+_OLD_PINNED = """
+SELECT count(*), coalesce(sum(length(state)), 0)::bigint
+FROM pinned_states JOIN policy_variants USING (decision_point, variant) WHERE archived_at < %s
+"""
+_DROP_PINNED = """
+WITH gone AS (
+    DELETE FROM pinned_states s USING policy_variants v
+    WHERE v.decision_point = s.decision_point AND v.variant = s.variant AND v.archived_at < %s
+    RETURNING state
+)
+SELECT count(*), coalesce(sum(length(state)), 0)::bigint FROM gone
+"""
 
 
 def variants(connection: psycopg.Connection[Any], decision_point: str) -> dict[str, PolicySettings]:
@@ -185,6 +200,23 @@ def pinned_state(
         (decision_point, ref.variant, ref.pinned),
     ).fetchone()
     return None if row is None else bytes(row[0])
+
+
+def drop_pinned(
+    connection: psycopg.Connection[Any], archived_before: datetime, *, dry_run: bool = False
+) -> tuple[int, int]:
+    """Drop the pinned states of variants that were archived before a moment.
+
+    MLflow still has those that it keeps. A variant in a plan cannot be archived.
+
+    Returns
+    -------
+    How many, and their bytes.
+    """
+    _create_tables(connection)
+    query = _OLD_PINNED if dry_run else _DROP_PINNED
+    row = connection.execute(query, (archived_before,)).fetchone()
+    return (0, 0) if row is None else (int(row[0]), int(row[1]))
 
 
 def _create_tables(connection: psycopg.Connection[Any]) -> None:

@@ -135,42 +135,70 @@ def mlflow_url(mlflow_server: MlflowServer) -> str:
     return mlflow_server.url
 
 
-@pytest.fixture(scope="session")
-def prefect_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """API address of the Prefect of this test session."""
-    import httpx
+class PrefectServer:
+    """A real Prefect that can be killed and started again, on the same port and the same data."""
 
-    folder, port = tmp_path_factory.mktemp("prefect"), free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    command = ["-m", "prefect", "server", "start", "--no-ui", "--host", "127.0.0.1"]
-    environment = {
-        "DO_NOT_TRACK": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_HOME": str(folder),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
-    }
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command, "--port", str(port)],
-            env={**os.environ, **environment},
-            cwd=folder,
-            stdout=output,
-            stderr=output,
-        )
-    try:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        import httpx
+
+        command = ["-m", "prefect", "server", "start", "--no-ui", "--host", "127.0.0.1"]
+        database = f"sqlite+aiosqlite:///{self._folder}/prefect.db"
+        environment = {
+            "DO_NOT_TRACK": "true",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_HOME": str(self._folder),
+            "PREFECT_API_DATABASE_CONNECTION_URL": database,
+            # A run that waits for another of its deployment looks again after so long, not 30 s.
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+        }
+        log = self._folder / "log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *command, "--port", str(self._port)],
+                env={**os.environ, **environment},
+                cwd=self._folder,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             try:
-                if httpx.get(f"{url}/health").is_success:
-                    break
+                if httpx.get(f"{self.url}/health").is_success:
+                    return
             except httpx.HTTPError:
                 time.sleep(0.3)
-        else:
-            pytest.fail(f"Prefect did not start: {log.read_text()[-3000:]}")
-        yield url
+        pytest.fail(f"Prefect did not start: {log.read_text()[-3000:]}")
+
+    def kill(self) -> None:
+        """End it at once, with the process that does its work."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(_STOP_S)
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """The Prefect of this test session."""
+    server = PrefectServer(tmp_path_factory.mktemp("prefect"))
+    try:
+        server.start()
+        yield server
     finally:
-        stop(process, signal.SIGTERM)
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def prefect_url(prefect_server: PrefectServer) -> str:
+    """API address of the Prefect of this test session."""
+    return prefect_server.url
 
 
 @pytest.fixture

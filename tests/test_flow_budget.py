@@ -122,7 +122,7 @@ def test_hours_to_come_and_their_requests() -> None:
     demands = demands_of(
         "chat", frame(4800), at, NOON + timedelta(hours=3), ServiceBudget(cap_usd=2.0)
     )
-    assert [one.requests for one in demands] == pytest.approx([25, 100, 100], rel=0.05)
+    assert [one.requests for one in demands] == pytest.approx([200 / 2.75 / 4, 100, 100])
     assert [one.cap_usd for one in demands] == [0.5, 2.0, 2.0]
 
 

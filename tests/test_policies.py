@@ -1,6 +1,7 @@
 """Rules that every policy keeps, applied to every combination that is found."""
 
 import itertools
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -132,8 +133,7 @@ def test_learning_does_not_depend_on_how_events_are_cut(model, forgetting) -> No
         edges = [0, *sorted(random.integers(0, 400, size=12).tolist()), len(seen)]
         for start, end in itertools.pairwise(edges):
             pieces.learn(seen[start:end])
-        if forgetting != "discounted" and (model in EXACT_MODELS or forgetting != "window"):
-            # A discount is no power of two, so its sums are exact to rounding only.
+        if model in EXACT_MODELS or forgetting not in ("discounted", "window"):
             assert pieces.to_bytes() == whole.to_bytes()
         vectors = np.array([features(seed) for seed in range(10)])
         for one, other in zip(
@@ -186,8 +186,11 @@ def test_the_default_does_not_depend_on_cuts(cuts, seed) -> None:
 
 
 def test_a_long_ledger_ends_in_the_same_bytes_however_it_is_cut() -> None:
-    """Squares of targets must not use up a float64: on too fine a grid they did after 60,000."""
-    seen = observations(3, 150_000, drift=True)
+    """Neither squares of targets nor what late rewards still weigh may use up a float64."""
+    seen = [
+        replace(one, version=0) if one.position % 7 == 0 else one
+        for one in observations(3, 150_000, drift=True)
+    ]
     states = set()
     for size in (1000, 137):
         policy = make("randucb")

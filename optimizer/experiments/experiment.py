@@ -218,6 +218,8 @@ class Experiment(Struct, frozen=True, kw_only=True):
         Name of the variant that won, known when it is complete; None where none did.
     promoted
         The winner has all of the experiment's units, until the experiment is archived.
+    made_by
+        Who made it, see `serving.audit.AuditEntry`; a flow changes no draft but its own.
     """
 
     id: str
@@ -232,6 +234,7 @@ class Experiment(Struct, frozen=True, kw_only=True):
     reason: str = ""
     winner: str | None = None
     promoted: bool = False
+    made_by: str = ""
 
     @property
     def holds_units(self) -> bool:

@@ -4,7 +4,8 @@ A correction or a retraction is the difference of two sums, so the state does no
 order of signals. With features on the grid of `optimizer.features`, targets and their squares on
 the ones below, every product and every sum is exact in a float64 up to some millions of rows: the
 same bytes come out however the rows are ordered or cut into batches, and whichever way BLAS adds
-them up. What is left after forgetting is put back on the grids.
+them up. What is left after forgetting is put back on the grids, and so is what a decision of a
+forgotten time still adds, each by itself.
 """
 
 from __future__ import annotations
@@ -103,13 +104,21 @@ class Sums:
         before, after = np.isnan(rows.before), np.isnan(rows.after)
         old = np.where(before, 0.0, on_grid(rows.before))
         new = np.where(after, 0.0, on_grid(rows.after))
-        weight = rows.weight[:, None]
-        arrived = weight * (before[:, _FIRST_TARGET] * 1.0 - after[:, _FIRST_TARGET])
-        moved = weight * (new - old)
-        squared = _rounded(weight * _rounded(new * new, _SQUARE_GRID), _SQUARE_GRID)
-        squared -= _rounded(weight * _rounded(old * old, _SQUARE_GRID), _SQUARE_GRID)
-        for arm in np.unique(rows.arm):
-            mine = rows.arm == arm
+        arrived = before[:, _FIRST_TARGET] * 1.0 - after[:, _FIRST_TARGET]
+        moved = new - old
+        squared = _rounded(new * new, _SQUARE_GRID) - _rounded(old * old, _SQUARE_GRID)
+        whole = rows.weight == 1.0
+        for row in np.flatnonzero(~whole & (rows.weight != 0.0)):
+            self._add_one(
+                rows.arm[row],
+                rows.features[row],
+                rows.weight[row],
+                moved[row],
+                squared[row],
+                arrived[row],
+            )
+        for arm in np.unique(rows.arm[whole]):
+            mine = (rows.arm == arm) & whole
             features = rows.features[mine]
             self.moment[:, arm] += moved[mine].T @ features
             self.squares[:, arm] += squared[mine].sum(axis=0)
@@ -123,6 +132,24 @@ class Sums:
                     if key not in done:
                         done[key] = (features.T * share) @ features
                     self.gram[part, arm] += done[key]
+
+    def _add_one(
+        self,
+        arm: int,
+        features: Vector,
+        weight: float,
+        moved: Vector,
+        squared: Vector,
+        arrived: Vector,
+    ) -> None:
+        changes = {
+            "gram": np.multiply.outer(arrived, np.outer(features, features)),
+            "moment": np.outer(moved, features),
+            "squares": squared,
+            "count": arrived,
+        }
+        for name, array in self.arrays().items():
+            array[:, arm] += _rounded(weight * changes[name], _GRIDS[name])
 
     def scale(self, factor: float | Vector) -> None:
         """Multiply what was learned of each arm by ``factor``, one number or shape (arms,)."""
