@@ -213,7 +213,8 @@ def plan_budget(demands: Sequence[Demand], budget_usd: float) -> BudgetPlan:
     critical = np.array([one.quality_floor if one.critical else 0.0 for one in demands])
     floors = np.array([one.quality_floor for one in demands])
     _check_critical(program, critical, budget_usd)
-    short, notes = np.zeros(len(demands)), ()
+    short = np.zeros(len(demands))
+    notes: tuple[str, ...] = ()
     if program.least_cost(floors) > budget_usd * (1 + _EPSILON):
         short = program.least_short(floors, critical, budget_usd)
         notes = _gave_way(program, floors, short, budget_usd)
