@@ -33,8 +33,8 @@ def main() -> None:
         "",
         f"`python -m benchmarks.forecast {file.name}`, {processor()}. Error an hour ahead "
         f"(WAPE) over the last {TESTED_H} hours; chosen is the method that erred least over "
-        f"the {TESTED_H} hours before. Coverage of intervals at {LEVEL:.0%}, each made of the errors "
-        "known then.",
+        f"the {TESTED_H} hours before. Coverage of intervals at {LEVEL:.0%}, each made of the "
+        "errors known then.",
         "",
         f"| series | chosen before | chosen | {' | '.join(METHODS)} | "
         + " | ".join(f"covered, {hours} h" for hours in HORIZONS_H)

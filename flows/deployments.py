@@ -22,6 +22,7 @@ from flows.materialise import materialise
 from flows.report import report
 from flows.retention import retention
 from flows.train import train
+from flows.tune import tune
 
 __all__ = ["COLLISION_STRATEGY", "DEPLOYMENTS", "Deployed", "manifest"]
 
@@ -70,6 +71,13 @@ class Deployed:
 
 
 DEPLOYMENTS = (
+    Deployed(
+        tune,
+        "tune",
+        "30 2 * * *",
+        "Better hyper-parameters for the policies, searched for on logged traffic and offered.",
+        ("policies",),
+    ),
     Deployed(
         forecast,
         "forecast",
