@@ -48,10 +48,10 @@ def test_a_search_goes_on_where_another_stopped(settings, tmp_path) -> None:
     log = logged(600)
     first, _ = search(log, OBJECTIVE, STATIC, make, "chat", trials=3, storage=storage)
     assert first.trials == 3
-    again, study = search(log, OBJECTIVE, STATIC, make, "chat", trials=5, storage=storage)
-    assert again.trials == 5
-    done, _ = search(log, OBJECTIVE, STATIC, make, "chat", trials=5, storage=storage)
-    assert (done.trials, done.best) == (5, again.best)
+    again, study = search(log, OBJECTIVE, STATIC, make, "chat", trials=9, storage=storage)
+    assert again.trials == 9
+    done, _ = search(log, OBJECTIVE, STATIC, make, "chat", trials=9, storage=storage)
+    assert (done.trials, done.best) == (9, again.best)
     assert study.trials[0].params["name"] == "static"
     files = draw_study(study, tmp_path)
     assert [file.name for file in files] == ["history.png", "importance.png"]
