@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 from prefect import Flow
 
+from flows.budget import SPEND_EVENT, budget
 from flows.design import design
 from flows.drift import drift
+from flows.forecast import forecast
 from flows.materialise import materialise
 from flows.report import report
 from flows.retention import retention
@@ -48,6 +50,8 @@ class Deployed:
         span, and who asks for a run gets it.
     parameters
         Of the flow, where they differ from its own defaults.
+    on_event
+        Name of a Prefect event that starts a run at once, beside the schedule.
     """
 
     flow: Flow[Any, Any]
@@ -56,6 +60,7 @@ class Deployed:
     description: str
     tags: tuple[str, ...]
     concurrency_limit: int = 1
+    on_event: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,6 +70,13 @@ class Deployed:
 
 
 DEPLOYMENTS = (
+    Deployed(
+        forecast,
+        "forecast",
+        "2 * * * *",
+        "Requests a second for the next 1, 6 and 24 hours, and which method says so.",
+        ("traffic",),
+    ),
     Deployed(
         report,
         "report",
@@ -85,6 +97,14 @@ DEPLOYMENTS = (
         "20 * * * *",
         "Trains the quality model on what has feedback; it serves if it is not worse than before.",
         ("quality",),
+    ),
+    Deployed(
+        budget,
+        "budget",
+        "5 * * * *",
+        "Spreads what is left of the budget over decision points and hours.",
+        ("budget",),
+        on_event=SPEND_EVENT,
     ),
     Deployed(
         report,
@@ -129,6 +149,7 @@ def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
                 "tags": list(one.tags),
                 "entrypoint": one.entrypoint,
                 "schedules": [{"cron": one.cron, "timezone": "UTC"}],
+                **({} if one.on_event is None else {"triggers": [_trigger(one.on_event)]}),
                 "parameters": dict(one.parameters),
                 "concurrency_limit": {
                     "limit": one.concurrency_limit,
@@ -146,6 +167,10 @@ def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
         "# `prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`.\n"
     )
     return head + yaml.safe_dump(content, sort_keys=False, width=100)
+
+
+def _trigger(event: str) -> dict[str, Any]:
+    return {"type": "event", "posture": "Reactive", "expect": [event], "threshold": 1}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.budget_cli import budget
 from infra.drift_cli import alerts, drift
 from infra.experiments_cli import experiments
 from infra.features_cli import features
@@ -248,6 +249,7 @@ def evaluate(
 
 
 main.command()(pareto)
+main.command()(budget)
 main.command()(retention)
 
 

@@ -221,10 +221,10 @@ class CachePolicy:
 
     def chance(self, features: dict[str, float], ttl_s: float) -> float:
         """Predicted probability that it is asked for again within a time."""
-        chances: dict[bool, float] = self._model.predict_proba_one(  # type: ignore[no-untyped-call]
+        found: dict[bool, float] = self._model.predict_proba_one(  # type: ignore[no-untyped-call]
             _within(features, ttl_s)
         )
-        return float(chances.get(True, 0.5))
+        return float(found[True])
 
     def to_bytes(self) -> bytes:
         """All that was learned and is remembered."""

@@ -34,6 +34,7 @@ from pydantic_settings import (
 from optimizer import catalogue
 from optimizer.alert_settings import AlertSettings
 from optimizer.arm_traits import ArmTraits
+from optimizer.budget_settings import BudgetSettings
 from optimizer.drift_settings import DriftSettings
 from optimizer.errors import InvalidInput, InvalidSettings, UnknownName
 from optimizer.extra_columns import FEATURE_SETS, LIVE_FEATURE_SETS
@@ -367,6 +368,9 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="facts about models by their names, in place of what the catalogue says",
     )
+    budget: BudgetSettings | None = Field(
+        None, description="money for all decision points together; nothing is planned if left out"
+    )
     decision_points: tuple[DecisionPoint, ...] = Field(
         min_length=1, max_length=100, description="where choices are made"
     )
@@ -397,6 +401,14 @@ class Settings(BaseSettings):
         ports = list(self.ports.model_dump().values())
         if len(set(ports)) != len(ports):
             raise ValueError(f"ports must differ, got {self.ports.model_dump()}")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_names_decision_points(self) -> Settings:
+        names = [point.name for point in self.decision_points]
+        for service in {} if self.budget is None else self.budget.services:
+            if service not in names:
+                raise ValueError(f"budget.services names {service!r}, which is none of {names}")
         return self
 
     @model_validator(mode="after")

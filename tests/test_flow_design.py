@@ -144,7 +144,8 @@ def test_a_flow_changes_its_own_open_draft_alone(settings: Callable[..., Setting
             ).id
 
     with connect(platform.postgres_dsn()) as connection:
-        plans.ensure(connection, platform.decision_point("chat"), 0, 1.0)
+        point = platform.decision_point("chat")
+        plans.ensure(connection, point, make_encoder(point, Embedder()).schema, 1.0)
         people = experiments.create(connection, platform, proposal(50), actor="http", now=1.0)
     with ThreadPoolExecutor(4) as threads:
         ids = set(threads.map(keep, [100] * 8))

@@ -1,0 +1,282 @@
+"""How many requests a second to expect, with intervals, and by which method.
+
+Four methods forecast; the one that erred least over the recent past, at one hour, is taken. Each
+origin of that backtest sees only what was known then. Intervals are split conformal (Vovk et al.,
+2005): the errors of the backtest, on the logarithmic scale, at the same horizon. They hold as far
+as the errors to come are like those of the backtest.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from optimizer.errors import InvalidInput
+from optimizer.records import Matrix, Vector
+
+__all__ = [
+    "HORIZONS_H",
+    "METHODS",
+    "STEPS_AN_HOUR",
+    "Forecast",
+    "Forecasts",
+    "backtest",
+    "conformal_width",
+    "forecast",
+    "steps",
+]
+
+STEPS_AN_HOUR = 6
+"""Rates are means over ten minutes: within the hour there is more to see than in its mean."""
+
+HORIZONS_H = (1, 6, 24)
+
+METHODS = ("naive", "seasonal naive", "arima", "combined")
+"""The last hour goes on; the same hours of yesterday come again; ARIMA of log(1 + rate); the mean
+of that and of the last 20 minutes."""
+
+_DAY = 24 * STEPS_AN_HOUR
+_RECENT = 2
+_AHEAD = HORIZONS_H[-1] * STEPS_AN_HOUR
+_ORDERS = ((0, 1, 1), (1, 1, 1), (2, 1, 1), (2, 1, 2))
+_ENOUGH = 2 * _DAY
+"""Steps before the first origin of a backtest; with fewer nothing can be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The mean rate over the next hours.
+
+    Attributes
+    ----------
+    hours
+        One of `HORIZONS_H`.
+    rate, low, high
+        Requests a second, 0 or more; None where the past is too short for an interval.
+    """
+
+    hours: int
+    rate: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecasts:
+    """All horizons.
+
+    Attributes
+    ----------
+    method
+        One of `METHODS`.
+    reason
+        Why it was taken, a sentence for people.
+    horizons
+        One for each of `HORIZONS_H`.
+    wape
+        Error of each method at one hour over the backtest: sum of absolute errors divided by the
+        sum of rates. Empty where the past is too short.
+    """
+
+    method: str
+    reason: str
+    horizons: tuple[Forecast, ...]
+    wape: Mapping[str, float]
+
+
+class _Method(Protocol):
+    def ahead(self) -> Vector:
+        """Rates of the next `_AHEAD` steps, shape (_AHEAD,)."""
+
+    def see(self, rates: Vector) -> None:
+        """What came next."""
+
+
+def forecast(rates: Vector, tested_h: int = 96, level: float = 0.9) -> Forecasts:
+    """Forecast what follows.
+
+    Parameters
+    ----------
+    rates
+        Requests a second, means over ten minutes, oldest first, shape (n,), n at least 3.
+    tested_h
+        Hours of the past, the last, over which methods are compared; fewer where there are not so
+        many.
+    level
+        Share of cases that intervals are to cover, in (0, 1).
+
+    Raises
+    ------
+    InvalidInput
+        If a rate is below 0 or not finite, or there are too few.
+
+    Examples
+    --------
+    >>> steady = forecast(np.full(400, 5.0))
+    >>> steady.method, [round(one.rate, 6) for one in steady.horizons]
+    ('naive', [5.0, 5.0, 5.0])
+    """
+    rates = np.asarray(rates, dtype=float)
+    if len(rates) < 3 or not np.isfinite(rates).all() or (rates < 0).any():
+        raise InvalidInput("rates", rates.tolist()[:5], "at least 3 finite numbers, none below 0")
+    origins = min(tested_h, (len(rates) - _ENOUGH) // STEPS_AN_HOUR)
+    if origins < 24:
+        ahead = _Naive(rates).ahead()
+        reason = f"{len(rates) / _DAY:.1f} days are known, 3 are needed to compare methods"
+        return Forecasts("naive", reason, _means(ahead, None, level), {})
+    tested = {name: backtest(rates, name, origins) for name in METHODS}
+    wape = {name: _wape(found) for name, found in tested.items()}
+    method = min(METHODS, key=lambda name: (wape[name], METHODS.index(name)))
+    told = ", ".join(f"{name} {wape[name]:.3f}" for name in METHODS)
+    reason = f"least error an hour ahead over the last {origins} hours (WAPE): {told}"
+    ahead = _make(method, rates).ahead()
+    return Forecasts(method, reason, _means(ahead, tested[method], level), wape)
+
+
+def backtest(rates: Vector, method: str, origins: int) -> dict[int, Matrix]:
+    """What a method said at each of the last hours, and what came.
+
+    Parameters of ARIMA are estimated once, before the first origin; from there it only sees.
+
+    Parameters
+    ----------
+    rates
+        As in `forecast`.
+    method
+        One of `METHODS`.
+    origins
+        How many hours back it starts.
+
+    Returns
+    -------
+    By horizon in hours, shape (m, 2): forecast and truth of those origins whose truth is known.
+    """
+    start = len(rates) - origins * STEPS_AN_HOUR
+    model = _make(method, rates[:start])
+    found: dict[int, list[tuple[float, float]]] = {hours: [] for hours in HORIZONS_H}
+    for origin in range(start, len(rates), STEPS_AN_HOUR):
+        ahead = model.ahead()
+        for hours, pairs in found.items():
+            steps = hours * STEPS_AN_HOUR
+            if origin + steps <= len(rates):
+                truth = rates[origin : origin + steps]
+                pairs.append((float(ahead[:steps].mean()), float(truth.mean())))
+        model.see(rates[origin : origin + STEPS_AN_HOUR])
+    return {hours: np.array(pairs).reshape(-1, 2) for hours, pairs in found.items()}
+
+
+def steps(counts: Mapping[int, int], length: int) -> Vector:
+    """Counts by step as a series that begins where traffic does; at least the last 3 steps."""
+    first = min(min(counts, default=length), max(length - 3, 0))
+    return np.array([float(counts.get(step, 0)) for step in range(first, length)])
+
+
+def _wape(tested: Mapping[int, Matrix]) -> float:
+    said, came = tested[1].T
+    total = float(np.abs(came).sum())
+    missed = float(np.abs(said - came).sum())
+    return missed / total if total else 0.0 if not missed else math.inf
+
+
+def _means(
+    ahead: Vector, tested: Mapping[int, Matrix] | None, level: float
+) -> tuple[Forecast, ...]:
+    horizons = []
+    for hours in HORIZONS_H:
+        rate = float(ahead[: hours * STEPS_AN_HOUR].mean())
+        width = None if tested is None else conformal_width(tested[hours], level)
+        low = high = None
+        if width is not None:
+            low = max(math.expm1(math.log1p(rate) - width), 0.0)
+            high = math.expm1(math.log1p(rate) + width)
+        horizons.append(Forecast(hours, rate, low, high))
+    return tuple(horizons)
+
+
+def conformal_width(pairs: Matrix, level: float) -> float | None:
+    """Half the width of an interval for log(1 + rate), None where there are too few errors.
+
+    Parameters
+    ----------
+    pairs
+        Shape (n, 2): forecast and truth.
+    level
+        In (0, 1): the quantile of rank ``ceil((n + 1) level)``.
+    """
+    rank = math.ceil((len(pairs) + 1) * level)
+    if rank > len(pairs):
+        return None
+    said, came = pairs.T
+    errors = np.sort(np.abs(np.log1p(said) - np.log1p(came)))
+    return float(errors[rank - 1])
+
+
+def _make(method: str, rates: Vector) -> _Method:
+    makers: dict[str, Callable[[Vector], _Method]] = {
+        "naive": _Naive,
+        "seasonal naive": _SeasonalNaive,
+        "arima": _Arima,
+        "combined": _Combined,
+    }
+    return makers[method](rates)
+
+
+class _Naive:
+    def __init__(self, rates: Vector, steps: int = STEPS_AN_HOUR) -> None:
+        self._steps = steps
+        self._recent = rates[-steps:]
+
+    def ahead(self) -> Vector:
+        return np.full(_AHEAD, self._recent.mean())
+
+    def see(self, rates: Vector) -> None:
+        self._recent = np.r_[self._recent, rates][-self._steps :]
+
+
+class _SeasonalNaive:
+    def __init__(self, rates: Vector) -> None:
+        self._day = rates[-_DAY:]
+
+    def ahead(self) -> Vector:
+        return np.resize(self._day, _AHEAD)
+
+    def see(self, rates: Vector) -> None:
+        self._day = np.r_[self._day, rates][-_DAY:]
+
+
+class _Arima:
+    """Order by the corrected information criterion (Hurvich and Tsai, 1989)."""
+
+    def __init__(self, rates: Vector) -> None:
+        from statsmodels.tsa.arima.model import ARIMA  # takes a second to import
+
+        logs = np.log1p(rates)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of starting values and convergence: AICc decides
+            fitted = [ARIMA(logs, order=order, trend="n").fit() for order in _ORDERS]
+        self._model: Any = min(fitted, key=lambda one: one.aicc)
+
+    def ahead(self) -> Vector:
+        ahead: Vector = np.maximum(np.expm1(self._model.forecast(_AHEAD)), 0.0)
+        return ahead
+
+    def see(self, rates: Vector) -> None:
+        self._model = self._model.extend(np.log1p(rates))
+
+
+class _Combined:
+    def __init__(self, rates: Vector) -> None:
+        self._parts: tuple[_Method, ...] = (_Arima(rates), _Naive(rates, _RECENT))
+
+    def ahead(self) -> Vector:
+        ahead: Vector = np.mean([part.ahead() for part in self._parts], axis=0)
+        return ahead
+
+    def see(self, rates: Vector) -> None:
+        for part in self._parts:
+            part.see(rates)

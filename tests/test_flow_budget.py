@@ -1,0 +1,207 @@
+"""The budget flow on real servers: no budget, no data, a plan, an event that starts it."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import psycopg
+import pytest
+
+from flows.budget_page import figures, page, table
+from optimizer.budget_settings import BudgetSettings, ServiceBudget
+from optimizer.records import Outcome
+from optimizer.service_demand import arm_options, demands_of, hours_left, requests_by_hour
+from optimizer.settings import Settings
+from serving import budget_store, ledger
+from serving.budget_planning import make_plan
+from serving.budget_store import StoredPlan
+
+ARMS = [{"model": "small"}, {"model": "large"}]
+POINTS = [{"name": "chat", "arms": ARMS}, {"name": "mail", "arms": ARMS}]
+NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
+
+
+def decided(platform: Settings, number: int, end: datetime) -> None:
+    """Decisions of the two days before, half of them large: quality 0.9 at 0.01 USD, else 0.7."""
+    random = np.random.default_rng(1)
+    events = []
+    with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
+        ledger.create_tables(connection)
+        for row in range(number):
+            large, raw = row % 2, random.bytes(16)
+            at = (end - (row + 1) * timedelta(days=2) / number).replace(microsecond=0)
+            time_s = struct.pack(">d", at.timestamp())
+            token = b"\x02" + bytes(17) + time_s + bytes(35) + row.to_bytes(8, "big")
+            connection.execute(
+                "INSERT INTO decisions VALUES ('chat', %s, %s, %s, 'champion', 0.5, 1, %s)",
+                (raw.hex(), at, ("small", "large")[large], token),
+            )
+            quality = float(random.random() < (0.7, 0.9)[large])
+            outcome = Outcome(quality=quality, cost_usd=(0.001, 0.01)[large])
+            events.append(ledger.RewardEvent("chat", raw, "", outcome, False, token))
+        ledger.write(connection, events)
+
+
+def environment(platform: Settings, prefect_url: str, folder: Path, usd: float) -> dict[str, str]:
+    file = folder / "llmopt.yaml"
+    given = {
+        "postgres_url": platform.postgres_dsn(),
+        "mlflow_url": platform.mlflow_address,
+        "prefect_url": prefect_url,
+        "decision_points": POINTS,
+        "budget": {"usd": usd, "period": "day", "services": {"chat": {"quality_floor": 0.75}}},
+    }
+    file.write_text(json.dumps(given))
+    return {
+        **os.environ,
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_API_URL": prefect_url,
+        "PREFECT_HOME": str(folder),
+        "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+        "LLMOPT_SETTINGS": str(file),
+    }
+
+
+def run(command: list[str], given: dict[str, str], folder: Path) -> str:
+    made = subprocess.run(
+        [sys.executable, *command], env=given, cwd=folder, capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout + made.stderr
+    return made.stdout
+
+
+def ask(prefect_url: str, what: str, **body: Any) -> Any:
+    return httpx.post(f"{prefect_url}/{what}/filter", json=body).raise_for_status().json()
+
+
+def frame(rows: int = 400) -> pd.DataFrame:
+    large = np.arange(rows) % 4 == 0
+    return pd.DataFrame(
+        {
+            "decided_at": pd.date_range(NOON - timedelta(days=2), NOON, rows + 1)[:-1],
+            "model": np.where(large, "large", "small"),
+            "role": "champion",
+            "propensity": np.where(large, 0.25, 0.75),
+            "quality": np.where(large, 0.9, 0.7),
+            "cost_usd": np.where(large, 0.01, 0.001),
+        }
+    )
+
+
+def test_options_are_weighted_by_propensities_and_rare_arms_left_out() -> None:
+    rows = frame()
+    rows.loc[rows.index[:40:4], ["propensity", "quality"]] = [0.05, 0.1]
+    small_large = {one.name: one for one in arm_options(rows)}
+    assert small_large["small"].quality == pytest.approx(0.7)
+    expected = (10 / 0.05 * 0.1 + 90 / 0.25 * 0.9) / (10 / 0.05 + 90 / 0.25)
+    assert small_large["large"].quality == pytest.approx(expected)
+    assert [one.name for one in arm_options(rows[:60])] == ["small"]
+    assert arm_options(rows.assign(role="fallback")) == ()
+
+
+def test_hours_to_come_and_their_requests() -> None:
+    at = NOON + timedelta(minutes=45)
+    assert [share for _, share in hours_left(at, NOON + timedelta(hours=3))] == [0.25, 1.0, 1.0]
+    few = frame(30)[-4:]
+    assert requests_by_hour(few["decided_at"], NOON)[3] == pytest.approx(4 / 6.4)
+    assert requests_by_hour(few["decided_at"][:0], NOON) == {}
+    demands = demands_of(
+        "chat", frame(4800), at, NOON + timedelta(hours=3), ServiceBudget(cap_usd=2.0)
+    )
+    assert [one.requests for one in demands] == pytest.approx([200 / 2.75 / 4, 100, 100])
+    assert [one.cap_usd for one in demands] == [0.5, 2.0, 2.0]
+
+
+def test_settings_name_decision_points(settings: Callable[..., Settings]) -> None:
+    with pytest.raises(ValueError, match="names 'chatt', which is none of"):
+        settings(budget={"usd": 1.0, "services": {"chatt": {}}})
+
+
+def test_a_plan_of_the_ledger_is_stored_once_an_hour(settings: Callable[..., Settings]) -> None:
+    platform = settings(decision_points=POINTS)
+    budget = BudgetSettings(usd=10.0, services={"chat": ServiceBudget(quality_floor=0.8)})
+    assert make_plan(platform, budget, NOON).status == "no data"
+    decided(platform, 960, NOON)
+    plan = make_plan(platform, budget, NOON)
+    # 20 requests an hour: the morning cost 12 hours of 20 requests at 0.0055.
+    assert plan.spent_usd == pytest.approx(240 * 0.0055, rel=0.02) and plan.unpriced == 0
+    assert plan.status == "planned" and "left out: mail" in plan.message and len(plan.rows) == 12
+    assert sum(row["cost_usd"] for row in plan.rows) == pytest.approx(240 * 0.01, rel=0.02)
+    assert plan.price == 0 and plan.rows[0]["quality_price_usd"] is None
+    tight = make_plan(platform, budget.model_copy(update={"usd": 2.0}), NOON)
+    assert tight.status == "floors give way" and "gives way by" in tight.message
+    assert sum(row["cost_usd"] for row in tight.rows) == pytest.approx(2.0 - plan.spent_usd)
+    nothing = make_plan(platform, budget.model_copy(update={"usd": 1.0}), NOON)
+    assert nothing.status == "infeasible" and "raise the budget" in nothing.message
+    assert "raise the budget" in page(nothing) and table(nothing) == []
+    assert figures(tight)["planned_usd"] == pytest.approx(2.0 - plan.spent_usd)
+    with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
+        assert budget_store.newest(connection) is None
+        for one in (tight, plan, plan):
+            budget_store.save(connection, one)
+        assert budget_store.newest(connection) == plan
+        older = StoredPlan(**{**tight.__dict__, "at": (NOON - timedelta(hours=1)).isoformat()})
+        budget_store.save(connection, older)
+        assert budget_store.newest(connection) == plan
+        assert budget_store.newest(connection, NOON) == older
+        assert connection.execute("SELECT count(*) FROM budget_plans").fetchone() == (2,)
+
+
+@pytest.mark.timeout(600)
+def test_an_event_starts_the_flow_and_the_command_shows_its_plan(
+    settings: Callable[..., Settings], prefect_url: str, mlflow_url: str, tmp_path: Path
+) -> None:
+    platform = settings(decision_points=POINTS, mlflow_url=mlflow_url)
+    decided(platform, 960, datetime.now(UTC))
+    given = environment(platform, prefect_url, tmp_path, 100.0)
+    serve = "from flows.serve import main; main()"
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", serve], env=given, cwd=tmp_path, stdout=output, stderr=output
+        )
+    try:
+        wait_for(lambda: "budget" in [one["name"] for one in ask(prefect_url, "deployments")], log)
+        wait_for(lambda: ask(prefect_url, "automations"), log)
+        event = {
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "llmopt.spend",
+            "resource": {"prefect.resource.id": "gateway"},
+            "id": str(uuid.uuid4()),
+        }
+        httpx.post(f"{prefect_url}/events", json=[event]).raise_for_status()
+        done = {"state": {"type": {"any_": ["COMPLETED"]}}}
+        named = {"name": {"any_": ["budget"]}}
+        wait_for(lambda: ask(prefect_url, "flow_runs", flow_runs=done, flows=named), log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    shown = {one["key"]: one["data"] for one in ask(prefect_url, "artifacts")}
+    assert "**planned**" in shown["budget"] and mlflow_url in shown["budget-mlflow"]
+    said = run(["-c", "from infra.cli import main; main()", "budget", "--json"], given, tmp_path)
+    found = json.loads(said)
+    assert found["budget_usd"] == 100.0 and found["spent_usd_by_decision_point"].keys() <= {"chat"}
+    assert found["plan"] is None or found["plan"]["status"] == "planned"
+
+
+def wait_for(what: Callable[[], Any], log: Path, timeout_s: float = 200) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.5)
+    pytest.fail(f"not within {timeout_s} s:\n{log.read_text()[-3000:]}")
