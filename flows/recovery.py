@@ -52,7 +52,7 @@ async def detect_dead_runs(
     ended = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
     wanted = AutomationCore(
         name=_NAME,
-        description="Heartbeats are missing: the process is gone.",
+        description=f"No sign of life for {missed_s:g} s from a run tagged {' or '.join(tags)}.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             # A process killed in its first second has never sent a heartbeat.
@@ -79,7 +79,10 @@ async def detect_dead_runs(
     if not found:
         await client.create_automation(wanted)
     for one in found[:1]:
-        await client.update_automation(one.id, wanted)
+        # The description says all that can differ. An update would make the server forget which
+        # runs it waits for: those that died together with the runner that starts now.
+        if one.description != wanted.description:
+            await client.update_automation(one.id, wanted)
     for one in found[1:]:
         await client.delete_automation(one.id)
 

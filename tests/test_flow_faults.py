@@ -85,7 +85,7 @@ class Flows:
     """The real process that serves flows, and what Prefect knows of their runs."""
 
     def __init__(self, url: str, environment: dict[str, str], folder: Path) -> None:
-        self._url, self._environment, self._folder = url, environment, folder
+        self._url, self.environment, self._folder = url, environment, folder
         self.log = folder / "flows.log"
         self._process: psutil.Popen | None = None
 
@@ -93,7 +93,7 @@ class Flows:
         with self.log.open("ab") as output:
             self._process = psutil.Popen(
                 [sys.executable, "-m", "flows.serve"],
-                env=self._environment,
+                env=self.environment,
                 cwd=self._folder,
                 stdout=output,
                 stderr=output,
@@ -120,10 +120,12 @@ class Flows:
         return response.raise_for_status().json()
 
     def start_run(self, name: str) -> str:
-        found = self.ask("deployments/filter", deployments={"name": {"any_": [name]}})
-        made = self.ask(
-            f"deployments/{found[0]['id']}/create_flow_run", state={"type": "SCHEDULED"}
-        )
+        wanted = {"deployments": {"name": {"any_": [name]}}}
+        found = self.wait(lambda: self.ask("deployments/filter", **wanted))
+        path = f"deployments/{found[0]['id']}/create_flow_run"
+        once = {"state": {"type": "SCHEDULED"}, "idempotency_key": str(time.monotonic_ns())}
+        # Prefect on SQLite answers 503 while somebody else writes.
+        made = self.wait(lambda: self.ask(path, **once))
         return str(made["id"])
 
     def run(self, run_id: str) -> Any:
@@ -213,10 +215,6 @@ def test_runs_survive_the_death_of_process_runner_and_server(
     assert {file.suffix for file in files} == {".parquet"}
     assert pq.read_metadata(tmp_path / "exported" / "audit-1.parquet").num_rows == 2
 
-    with audit_locked(dsn) as waiting:
-        orphan = flows.start_run("retention")
-        flows.wait(waiting)
-        flows.kill()
     detect = (
         "import asyncio; from prefect import get_client; from flows.recovery import *\n"
         "async def main():\n"
@@ -224,8 +222,12 @@ def test_runs_survive_the_death_of_process_runner_and_server(
         "        await detect_dead_runs(client, ['retention'], 10)\n"
         "asyncio.run(main())"
     )
+    subprocess.run([sys.executable, "-c", detect], env=flows.environment, check=True, timeout=60)
+    with audit_locked(dsn) as waiting:
+        orphan = flows.start_run("retention")
+        flows.wait(waiting)
+        flows.kill()
     assert flows.run(orphan)["state_type"] == "RUNNING"
-    subprocess.run([sys.executable, "-c", detect], env=flows._environment, check=True, timeout=60)
     flows.wait(lambda: flows.run(orphan)["state_type"] == "CRASHED")
     flows.serve()
     assert flows.wait_state(orphan, "COMPLETED")["run_count"] == 2
