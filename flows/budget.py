@@ -20,10 +20,8 @@ from optimizer.settings import Settings, load_settings
 if TYPE_CHECKING:
     from serving.budget_store import StoredPlan
 
-__all__ = ["SPEND_EVENT", "THRESHOLD_EVENT", "budget"]
+__all__ = ["THRESHOLD_EVENT", "budget"]
 
-SPEND_EVENT = "llmopt.spend"
-"""Whoever sends this event to Prefect (a gateway, a bill, a person) has the budget planned anew."""
 
 THRESHOLD_EVENT = "llmopt.budget.threshold"
 """Sent when another of `THRESHOLDS` is spent, for automations of the user's own."""

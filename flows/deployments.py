@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from prefect import Flow
 
-from flows.budget import SPEND_EVENT, budget
+from flows.budget import budget
 from flows.design import design
 from flows.drift import drift
 from flows.forecast import forecast
@@ -51,8 +51,6 @@ class Deployed:
         span, and who asks for a run gets it.
     parameters
         Of the flow, where they differ from its own defaults.
-    on_event
-        Name of a Prefect event that starts a run at once, beside the schedule.
     """
 
     flow: Flow[Any, Any]
@@ -61,7 +59,6 @@ class Deployed:
     description: str
     tags: tuple[str, ...]
     concurrency_limit: int = 1
-    on_event: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -112,7 +109,6 @@ DEPLOYMENTS = (
         "5 * * * *",
         "Spreads what is left of the budget over decision points and hours.",
         ("budget",),
-        on_event=SPEND_EVENT,
     ),
     Deployed(
         report,
@@ -157,7 +153,6 @@ def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
                 "tags": list(one.tags),
                 "entrypoint": one.entrypoint,
                 "schedules": [{"cron": one.cron, "timezone": "UTC"}],
-                **({} if one.on_event is None else {"triggers": [_trigger(one.on_event)]}),
                 "parameters": dict(one.parameters),
                 "concurrency_limit": {
                     "limit": one.concurrency_limit,
@@ -175,10 +170,6 @@ def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
         "# `prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`.\n"
     )
     return head + yaml.safe_dump(content, sort_keys=False, width=100)
-
-
-def _trigger(event: str) -> dict[str, Any]:
-    return {"type": "event", "posture": "Reactive", "expect": [event], "threshold": 1}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
-from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import PrefectException
 from prefect.runner import Runner
 from prefect.schedules import Cron, Interval
@@ -96,9 +95,6 @@ def _deployment(one: Deployed, every_s: float | None) -> RunnerDeployment:
         else Interval(timedelta(seconds=every_s)),
         description=one.description,
         tags=list(one.tags),
-        triggers=None
-        if one.on_event is None
-        else [DeploymentEventTrigger(name=f"{one.name} on {one.on_event}", expect={one.on_event})],
         parameters=dict(one.parameters),
         concurrency_limit=ConcurrencyLimitConfig(
             limit=one.concurrency_limit,
