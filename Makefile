@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # A dozen processes would each compile a gigabyte of libraries anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run test check bench bench-policies bench-serving lock lock-bench
+.PHONY: setup run test test-slow check bench bench-policies bench-serving lock lock-bench
 
 setup: $(INSTALLED)
 
@@ -31,6 +31,9 @@ run: setup
 
 test: setup
 	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow
 
 check: setup
 	$(BIN)/ruff check .

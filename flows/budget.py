@@ -42,6 +42,7 @@ def budget() -> str:
     if settings.budget is None:
         return "no budget is set: `budget.usd` in the settings is what may be spent a period"
     at = flow_run.scheduled_start_time or datetime.now(UTC)
+    at = datetime.fromtimestamp(at.timestamp(), UTC)  # Prefect's own kind divides otherwise
     plan = solve(settings, settings.budget, at)
     before = store(settings.postgres_dsn(), plan)
     announce(plan, before)

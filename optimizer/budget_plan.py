@@ -30,7 +30,7 @@ from optimizer.records import Matrix, Vector
 
 __all__ = ["Allocation", "BudgetPlan", "Demand", "InfeasibleBudget", "Option", "plan_budget"]
 
-_EPSILON = 1e-9
+_EPSILON = 1e-7
 
 
 @dataclass(frozen=True, slots=True)

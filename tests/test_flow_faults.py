@@ -192,6 +192,7 @@ def flows(
         served.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_runs_survive_the_death_of_process_runner_and_server(
     settings: Callable[..., Settings], prefect_server: Any, flows: Flows, tmp_path: Path
