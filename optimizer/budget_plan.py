@@ -30,7 +30,8 @@ from optimizer.records import Matrix, Vector
 
 __all__ = ["Allocation", "BudgetPlan", "Demand", "InfeasibleBudget", "Option", "plan_budget"]
 
-_EPSILON = 1e-7
+_EPSILON = 1e-9
+_ROOM = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,15 +283,17 @@ class _Program:
         self, floors: Vector, short: Vector, budget_usd: float, notes: tuple[str, ...]
     ) -> BudgetPlan:
         """The plan of most value (phase 2)."""
-        found = linprog(
-            -self.gain,
-            sparse.vstack([self.cost[None], -self.quality, self.capped_cost]),
-            # The solver's own tolerance, so that a floor just within reach is.
-            np.concatenate([[budget_usd * (1 + _EPSILON)], -floors + _EPSILON, self.caps]),
-            self.all_answered,
-            np.ones(len(self.demands)),
-            method="highs",
-        )
+        for room in (_EPSILON, _ROOM):  # a floor just within reach may be lost to rounding
+            found = linprog(
+                -self.gain,
+                sparse.vstack([self.cost[None], -self.quality, self.capped_cost]),
+                np.concatenate([[budget_usd * (1 + room)], -floors + room, self.caps]),
+                self.all_answered,
+                np.ones(len(self.demands)),
+                method="highs",
+            )
+            if found.success:
+                break
         assert found.success, found.message
         duals = -found.ineqlin.marginals
         shares = np.clip(found.x, 0.0, 1.0)
