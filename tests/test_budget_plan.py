@@ -81,7 +81,7 @@ def problems(draw: st.DrawFn) -> tuple[list[Demand], float]:
 
 
 @given(problems())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_optimum_is_that_of_an_exact_greedy(problem: tuple[list[Demand], float]) -> None:
     demands, budget = problem
     expected = greedy(demands, budget)
