@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flows.artifacts import markdown_table
+
 if TYPE_CHECKING:
     from serving.budget_store import StoredPlan
 
@@ -32,10 +34,8 @@ def page(plan: StoredPlan) -> str:
             "A policy follows the plan with `quality_price_usd` of its decision point as in the "
             "last column; empty means that the best quality is affordable.",
             "",
-            "| decision point | hour | requests | shares | quality | floor | USD | price |",
-            "|---|---|---|---|---|---|---|---|",
+            *markdown_table(table(plan)),
         ]
-        lines += ["| " + " | ".join(map(str, one.values())) + " |" for one in table(plan)]
     return "\n".join([*lines, ""])
 
 

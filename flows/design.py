@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.artifacts import artifact_key
 from optimizer.settings import DecisionPoint, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ def design(
         show(point.name, end, planned, draft)
         if planned.proposals:
             url = store(settings.mlflow_address, point.name, end, planned, draft)
-            create_link_artifact(url, f"{point.name} in MLflow", key=f"{_key(point.name)}-mlflow")
+            create_link_artifact(
+                url, f"{point.name} in MLflow", key=artifact_key("design", point.name, "mlflow")
+            )
         said[point.name] = planned.message
     return said
 
@@ -136,9 +138,9 @@ def show(name: str, end: datetime, planned: Plan, draft: str | None) -> None:
     """Put the page and its table where people see them in Prefect."""
     from flows.design_page import page, table
 
-    create_markdown_artifact(page(name, end, planned, draft), key=_key(name))
+    create_markdown_artifact(page(name, end, planned, draft), key=artifact_key("design", name))
     if planned.proposals:
-        create_table_artifact(table(planned), key=f"{_key(name)}-proposals")
+        create_table_artifact(table(planned), key=artifact_key("design", name, "proposals"))
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 30], cache_policy=NO_CACHE)
@@ -160,8 +162,3 @@ def store(address: str, name: str, end: datetime, planned: Plan, draft: str | No
             {"decision_point": name, "draft": draft or "none"},
             run_name=f"{name} {end:%Y-%m-%d %H:%M}",
         )
-
-
-def _key(name: str) -> str:
-    """Prefect allows lower case, digits and dashes."""
-    return "design-" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from flows.artifacts import markdown_table
+
 if TYPE_CHECKING:
     from optimizer.experiment_plan import Plan
     from optimizer.pareto import Placed
@@ -31,7 +33,7 @@ def page(name: str, end: datetime, planned: Plan, draft: str | None) -> str:
     if draft is not None:
         lines += [f"`llmopt experiments start {draft}` begins it; nothing starts by itself.", ""]
     if planned.proposals:
-        lines += [*_why(planned), "", *_markdown(table(planned)), ""]
+        lines += [*_why(planned), "", *markdown_table(table(planned)), ""]
     if len(planned.rungs) > 1:
         rounds = ", then ".join(
             f"{rung.candidates} candidates with {rung.samples_each} requests each"
@@ -44,7 +46,7 @@ def page(name: str, end: datetime, planned: Plan, draft: str | None) -> str:
         ]
     if planned.front:
         lines += ["## Pareto-optimal settings", "", _found(planned), ""]
-        lines += [*_markdown(front_table(planned.front)), ""]
+        lines += [*markdown_table(front_table(planned.front)), ""]
     return "\n".join(lines)
 
 
@@ -150,11 +152,3 @@ def _found(planned: Plan) -> str:
         f"{': ' + names if names else ''}; {_WANTED} are wanted. Arms with another balance of "
         "quality, cost and latency would add to them."
     )
-
-
-def _markdown(rows: list[dict[str, str]]) -> list[str]:
-    return [
-        f"| {' | '.join(rows[0])} |",
-        f"|{'---|' * len(rows[0])}",
-        *(f"| {' | '.join(row.values())} |" for row in rows),
-    ]

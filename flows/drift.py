@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +14,7 @@ from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.artifacts import artifact_key
 from optimizer.settings import DecisionPoint, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def drift(
         checked, findings = examine(settings, point, reference, current, start, end)
         if not checked.message:
             url = picture(settings.mlflow_address, point.name, end, checked, reference, current)
-            create_link_artifact(url, f"{point.name} in MLflow", key=f"{_key(point.name)}-report")
+            create_link_artifact(
+                url, f"{point.name} in MLflow", key=artifact_key("drift", point.name, "report")
+            )
         show(point.name, end, checked, findings)
         done = do_what_is_due(settings, point, end)
         reasons = "; ".join(one.reason for one in findings) or checked.message or "no drift"
@@ -146,9 +148,9 @@ def show(name: str, end: datetime, checked: DriftCheck, findings: list[Finding])
     """Put the page and its table where people see them in Prefect."""
     from flows.drift_page import page, table
 
-    create_markdown_artifact(page(name, end, checked, findings), key=_key(name))
+    create_markdown_artifact(page(name, end, checked, findings), key=artifact_key("drift", name))
     if checked.columns:
-        create_table_artifact(table(checked), key=f"{_key(name)}-columns")
+        create_table_artifact(table(checked), key=artifact_key("drift", name, "columns"))
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 30], cache_policy=NO_CACHE)
@@ -161,8 +163,3 @@ def do_what_is_due(settings: Settings, point: DecisionPoint, end: datetime) -> l
         run_deployment(TRAIN, timeout=0, idempotency_key=f"drift-{point.name}-{end.isoformat()}")
 
     return act(settings, point, retrain)
-
-
-def _key(name: str) -> str:
-    """Prefect allows lower case, digits and dashes."""
-    return "drift-" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")

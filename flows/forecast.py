@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.artifacts import artifact_key, markdown_table
 from optimizer.settings import load_settings
 
 if TYPE_CHECKING:
@@ -78,12 +78,10 @@ def show(name: str, until: datetime, made: Forecasts) -> None:
         "",
         f"From {until:%Y-%m-%d %H:%M} UTC, by **{made.method}**: {made.reason}.",
         "",
-        "| mean of the next | requests/s | 90 % interval |",
-        "|---|---|---|",
-        *("| " + " | ".join(row.values()) + " |" for row in rows),
+        *markdown_table(rows),
         "",
         *(["Error an hour ahead (WAPE):", "", *errors, ""] if errors else []),
     ]
-    key = "forecast-" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    key = artifact_key("forecast", name)
     create_markdown_artifact("\n".join(lines), key=key)
     create_table_artifact(rows, key=f"{key}-figures")

@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 from pydantic import Field
 
+from flows.artifacts import markdown_table
 from optimizer.settings import Settings, load_settings
 from serving.feature_parity import TOLERANCE, FeatureParity, check_now, check_span
 
@@ -115,11 +116,14 @@ def _page(
     back = [f"{name}: {', '.join(views)}" for name, views in restored.items() if views]
     lines += ["", "Lost online and looked for offline: " + ("; ".join(back) or "nothing") + "."]
     if found.disagreements:
-        lines += ["", "| arm | at | feature | values |", "|---|---|---|---|"]
-        lines += [
-            f"| {one.arm_key} | {one.at.isoformat()} | {one.feature} | "
-            + ", ".join(f"{route} {value}" for route, value in one.values.items())
-            + " |"
+        rows = [
+            {
+                "arm": one.arm_key,
+                "at": one.at.isoformat(),
+                "feature": one.feature,
+                "values": ", ".join(f"{route} {value}" for route, value in one.values.items()),
+            }
             for one in found.disagreements
         ]
+        lines += ["", *markdown_table(rows)]
     return "\n".join([*lines, ""])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows import report_page
+from flows.artifacts import artifact_key
 from optimizer.report import ReportSummary, over_time, summarise
 from optimizer.settings import load_settings
 from registry.reports import log_report
@@ -100,6 +100,6 @@ def store(
 
 
 def _key(name: str, hours: int) -> str:
-    """Prefect allows lower case, digits and dashes; each span has pages of its own."""
-    key = "report-" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    """Each span has pages of its own."""
+    key = artifact_key("report", name)
     return key if hours == 1 else f"{key}-{hours}h"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from flows.artifacts import markdown_table
 from optimizer.confidence import ENOUGH, Estimate
 from optimizer.readiness import ControlReadiness
 from optimizer.report import Comparison, ReportSummary
@@ -32,7 +33,7 @@ def page(name: str, start: datetime, end: datetime, summary: ReportSummary) -> s
     lines += [*_banner(summary.readiness), _traffic(summary), ""]
     if "control" not in summary.complete:
         lines += ["No control decision has a complete outcome: nothing to compare with.", ""]
-    lines += _markdown_table(table(summary)) or ["No decision has a complete outcome yet."]
+    lines += markdown_table(table(summary)) or ["No decision has a complete outcome yet."]
     cost = next(one for one in summary.comparisons if one.measure == "cost_usd").saved_per_1000
     if cost.value is not None:
         interval = "" if cost.low is None else f" ({_interval(cost)})"
@@ -48,7 +49,7 @@ def page(name: str, start: datetime, end: datetime, summary: ReportSummary) -> s
         "## Models",
         "",
     ]
-    lines += _markdown_table(
+    lines += markdown_table(
         [
             {"role": role, "model": model, "share": _percent(share)}
             for role, shares in sorted(summary.arm_shares.items())
@@ -160,14 +161,6 @@ def _named(one: Comparison) -> dict[str, float | None]:
         f"{one.measure}_saving_low": one.saving.low,
         f"{one.measure}_saving_high": one.saving.high,
     }
-
-
-def _markdown_table(rows: list[dict[str, Cell]]) -> list[str]:
-    if not rows:
-        return []
-    names = list(rows[0])
-    body = [[str(row[name]).replace("|", "\\|") for name in names] for row in rows]
-    return [f"| {' | '.join(cells)} |" for cells in [names, ["---"] * len(names), *body]]
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.artifacts import artifact_key
 from optimizer.errors import IncompatibleState
 from optimizer.settings import DecisionPoint, Settings, load_settings
 
@@ -105,7 +105,7 @@ def store(address: str, decision_point: str, trained: Trained, end: datetime) ->
     trial = trained.trial
     assert trial is not None
     metrics = {
-        f"{_slug(name, '_')}/{figure}": value
+        f"{name.replace(' ', '_')}/{figure}": value
         for name, scores in trial.scores.items()
         for figure, value in scores.figures().items()
     }
@@ -145,7 +145,7 @@ def show(name: str, end: datetime, trained: Trained, message: str, version: int 
     """Put the page and its table where people see them in Prefect."""
     from flows.train_page import page, table
 
-    key = f"train-{_slug(name, '-')}"
+    key = artifact_key("train", name)
     create_markdown_artifact(page(name, end, trained, message, version), key=key)
     if trained.trial is not None:
         create_table_artifact(table(trained.trial), key=f"{key}-figures")
@@ -155,8 +155,3 @@ def _is_new(trained: Trained, champion: StoredQuality | None) -> bool:
     """Without new decisions the same rows give the same bytes."""
     assert trained.trial is not None
     return champion is None or trained.trial.model.to_bytes() != champion.state
-
-
-def _slug(name: str, dash: str) -> str:
-    """Prefect allows lower case, digits and dashes."""
-    return re.sub("[^a-z0-9]+", dash, name.lower()).strip(dash)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from flows.artifacts import markdown_table
+
 if TYPE_CHECKING:
     from optimizer.quality_trial import Trial
     from serving.quality_training import Trained
@@ -40,12 +42,7 @@ def page(name: str, end: datetime, trained: Trained, message: str, version: int 
         *_verdicts(trial),
         "",
     ]
-    rows = table(trial)
-    lines += [
-        f"| {' | '.join(rows[0])} |",
-        f"|{'---|' * len(rows[0])}",
-        *(f"| {' | '.join(row.values())} |" for row in rows),
-    ]
+    lines += markdown_table(table(trial))
     if own.pearson is None or own.pearson < CORRELATION:
         lines += [
             "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.artifacts import artifact_key
 from optimizer.settings import DecisionPoint, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -67,10 +68,13 @@ def look(
     from feature_repo.embedding import Embedder
     from optimizer.errors import InvalidInput
     from optimizer.experiment_plan import arm_label
+    from optimizer.feature_schema import Translation
     from optimizer.policies import Policy, PolicySettings
     from optimizer.policy_tuning import search
+    from optimizer.study_plots import draw_study
     from registry.reports import log_report
     from serving.design_log import read_decisions
+    from serving.feature_schemas import policy_schema
     from serving.live_point import make_encoder
     from serving.routes import make_point_policy
     from serving.tuning_store import study_storage
@@ -80,7 +84,9 @@ def look(
     log = read_decisions(settings, point, names, embedder, start, end)
     if log is None:
         return None, "no decisions were logged"
-    schema = make_encoder(point, embedder).schema
+    computed = make_encoder(point, embedder).schema
+    schema = policy_schema(point, computed)
+    log = replace(log, features=Translation(computed, schema)(log.features))
 
     def make(policy: PolicySettings) -> Policy:
         return make_point_policy(point.model_copy(update={"policy": policy}), schema)
@@ -98,7 +104,7 @@ def look(
     except InvalidInput as error:
         return None, str(error)
     with TemporaryDirectory() as folder:
-        files = _draw(study, Path(folder))
+        files = draw_study(study, Path(folder))
         url = log_report(
             settings.mlflow_address,
             EXPERIMENT,
@@ -107,7 +113,9 @@ def look(
             {"decision_point": point.name, "trials": found.trials},
             run_name=f"{point.name} {end:%Y-%m-%d %H:%M}",
         )
-    create_link_artifact(url, f"{point.name} in MLflow", key=f"{_key(point.name)}-mlflow")
+    create_link_artifact(
+        url, f"{point.name} in MLflow", key=artifact_key("tune", point.name, "mlflow")
+    )
     return found, ""
 
 
@@ -115,17 +123,18 @@ def look(
 def offer(settings: Settings, point: DecisionPoint, found: Tuned) -> str:
     """Make a variant of it, which serves nobody until a person promotes it."""
     from feature_repo.embedding import Embedder
+    from serving.feature_schemas import policy_schema
     from serving.live_point import make_encoder
     from serving.promotion import Promotion
 
-    schema = make_encoder(point, Embedder()).schema
+    schema = policy_schema(point, make_encoder(point, Embedder()).schema)
     return Promotion(settings, point).add_variant(found.best, schema)
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 30], cache_policy=NO_CACHE)
 def show(name: str, end: datetime, found: Tuned | None, message: str) -> None:
     """Put the result where people see it in Prefect."""
-    key = _key(name)
+    key = artifact_key("tune", name)
     create_markdown_artifact(
         f"# Tuning of {name}\n\n{end:%Y-%m-%d %H:%M} UTC\n\n{message}\n", key=key
     )
@@ -146,15 +155,3 @@ def _sentence(found: Tuned, variant: str | None) -> str:
     if variant is None:
         return f"nothing better was found: {told}"
     return f"variant {variant} is worth a canary (`llmopt models promote {variant}`): {told}"
-
-
-def _draw(study: object, folder: Path) -> list[Path]:
-    """Plots of the history and of what mattered."""
-    from optimizer.study_plots import draw_study
-
-    return draw_study(study, folder)
-
-
-def _key(name: str) -> str:
-    """Prefect allows lower case, digits and dashes."""
-    return "tune-" + re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -21,7 +21,6 @@ __all__ = [
     "champion_before",
     "check_computed",
     "check_not_used",
-    "live_columns",
     "live_refs",
 ]
 
@@ -65,18 +64,6 @@ def live_refs(
         "previous": champion_before(connection, decision_point, plan),
     }
     return {role: ref for role, ref in roles.items() if ref is not None}
-
-
-def live_columns(
-    connection: psycopg.Connection[Any], decision_point: str, plan: RoutingPlan
-) -> dict[str, tuple[str, ...]]:
-    """The columns that each live variant looks at."""
-    schemas = variant_schemas(connection, decision_point)
-    return {
-        ref.variant: schemas[ref.variant].names
-        for ref in live_refs(connection, decision_point, plan).values()
-        if ref.variant in schemas
-    }
 
 
 def check_not_used(

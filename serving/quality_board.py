@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -158,11 +157,6 @@ class QualityFollower:
                 _LOG.error("%s: quality model %d is refused: %s", name, found.version, error)
                 continue
             self.served[name] = ServedQuality(found.version, found.trained_at, model)
-
-    def ages_s(self) -> dict[str, float]:
-        """Seconds since each model was trained, by decision point."""
-        now = time.time()
-        return {name: max(now - one.trained_at, 0.0) for name, one in self.served.items()}
 
     def _follow(self) -> None:
         while True:

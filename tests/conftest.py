@@ -72,8 +72,10 @@ def valkey_url(server_folder: Path) -> Iterator[str]:
         stop(process, signal.SIGTERM)
 
 
-class MlflowServer:
-    """A real MLflow that can be killed and started again, on the same port and the same data."""
+class Server:
+    """A real server that can be killed and started again, on the same port and the same data."""
+
+    name = ""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -81,21 +83,22 @@ class MlflowServer:
         self.url = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def command(self) -> list[str]:
+        """Arguments of Python."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """What differs from ours."""
+        raise NotImplementedError
+
     def start(self) -> None:
         import httpx
 
-        command = [
-            *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
-            *("--host", "127.0.0.1", "--port", str(self._port)),
-            *("--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"),
-            *("--artifacts-destination", str(self._folder / "artifacts")),
-        ]
-        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         log = self._folder / "log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command,
-                env={**os.environ, **quiet},
+                [sys.executable, *self.command()],
+                env={**os.environ, **self.environment()},
                 cwd=self._folder,
                 stdout=output,
                 stderr=output,
@@ -108,7 +111,7 @@ class MlflowServer:
                     return
             except httpx.HTTPError:
                 time.sleep(0.3)
-        pytest.fail(f"MLflow did not start: {log.read_text()[-3000:]}")
+        pytest.fail(f"{self.name} did not start: {log.read_text()[-3000:]}")
 
     def kill(self) -> None:
         """End it at once, with the process that does its work."""
@@ -116,6 +119,23 @@ class MlflowServer:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(_STOP_S)
             self._process = None
+
+
+class MlflowServer(Server):
+    """MLflow."""
+
+    name = "MLflow"
+
+    def command(self) -> list[str]:
+        return [
+            *("-m", "mlflow", "server", "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(self._port)),
+            *("--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"),
+            *("--artifacts-destination", str(self._folder / "artifacts")),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        return {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 @pytest.fixture(scope="session")
@@ -135,53 +155,28 @@ def mlflow_url(mlflow_server: MlflowServer) -> str:
     return mlflow_server.url
 
 
-class PrefectServer:
-    """A real Prefect that can be killed and started again, on the same port and the same data."""
+class PrefectServer(Server):
+    """Prefect; its URL is that of its API."""
+
+    name = "Prefect"
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._port = free_port()
-        self.url = f"http://127.0.0.1:{self._port}/api"
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder)
+        self.url += "/api"
 
-    def start(self) -> None:
-        import httpx
-
+    def command(self) -> list[str]:
         command = ["-m", "prefect", "server", "start", "--no-ui", "--host", "127.0.0.1"]
-        database = f"sqlite+aiosqlite:///{self._folder}/prefect.db"
-        environment = {
+        return [*command, "--port", str(self._port)]
+
+    def environment(self) -> dict[str, str]:
+        return {
             "DO_NOT_TRACK": "true",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_HOME": str(self._folder),
-            "PREFECT_API_DATABASE_CONNECTION_URL": database,
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._folder}/prefect.db",
             # A run that waits for another of its deployment looks again after so long, not 30 s.
             "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
         }
-        log = self._folder / "log"
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, *command, "--port", str(self._port)],
-                env={**os.environ, **environment},
-                cwd=self._folder,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{self.url}/health").is_success:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.3)
-        pytest.fail(f"Prefect did not start: {log.read_text()[-3000:]}")
-
-    def kill(self) -> None:
-        """End it at once, with the process that does its work."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(_STOP_S)
-            self._process = None
 
 
 @pytest.fixture(scope="session")
@@ -199,6 +194,58 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
 def prefect_url(prefect_server: PrefectServer) -> str:
     """API address of the Prefect of this test session."""
     return prefect_server.url
+
+
+class Flows:
+    """Runs flows against the Prefect of this session, each in a process of its own."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url, self._folder = url, folder
+
+    def environment(self, platform: Settings) -> dict[str, str]:
+        """Of a process whose settings are those."""
+        file = self._folder / "llmopt.yaml"
+        file.write_text(platform.model_dump_json(exclude={"token_keys"}))
+        return {
+            **os.environ,
+            "DO_NOT_TRACK": "true",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_API_URL": self._url,
+            "PREFECT_HOME": str(self._folder),
+            "LLMOPT_SETTINGS": str(file),
+        }
+
+    def python(self, platform: Settings, *arguments: str) -> str:
+        """Standard output of Python with these arguments."""
+        made = subprocess.run(
+            [sys.executable, *arguments],
+            env=self.environment(platform),
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert made.returncode == 0, made.stdout + made.stderr
+        return made.stdout
+
+    def run(self, platform: Settings, call: str) -> str:
+        """What a flow returns, as text: ``call`` is for instance ``train(days=2)``."""
+        name = call.partition("(")[0]
+        return self.python(platform, "-c", f"from flows.{name} import {name}; print({call})")
+
+    def artifacts(self, key: str) -> list[Any]:
+        """What was shown under a key, the newest first."""
+        import httpx
+
+        body = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
+        found = httpx.post(f"{self._url}/artifacts/filter", json=body).raise_for_status().json()
+        return [one["data"] for one in found]
+
+
+@pytest.fixture
+def flows(prefect_url: str, tmp_path: Path) -> Flows:
+    """Runs flows as Prefect's runner does."""
+    return Flows(prefect_url, tmp_path)
 
 
 @pytest.fixture

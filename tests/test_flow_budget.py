@@ -1,16 +1,11 @@
 """The budget flow on real servers: no budget, no data, a plan, an event that starts it."""
 
 import json
-import os
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pandas as pd
 import psycopg
@@ -49,40 +44,6 @@ def decided(platform: Settings, number: int, end: datetime) -> None:
             outcome = Outcome(quality=quality, cost_usd=(0.001, 0.01)[large])
             events.append(ledger.RewardEvent("chat", raw, "", outcome, False, token))
         ledger.write(connection, events)
-
-
-def environment(platform: Settings, prefect_url: str, folder: Path, usd: float) -> dict[str, str]:
-    file = folder / "llmopt.yaml"
-    given = {
-        "postgres_url": platform.postgres_dsn(),
-        "mlflow_url": platform.mlflow_address,
-        "prefect_url": prefect_url,
-        "decision_points": POINTS,
-        "budget": {"usd": usd, "period": "day", "services": {"chat": {"quality_floor": 0.75}}},
-    }
-    file.write_text(json.dumps(given))
-    return {
-        **os.environ,
-        "DO_NOT_TRACK": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_API_URL": prefect_url,
-        "PREFECT_HOME": str(folder),
-        "PREFECT_RUNNER_POLL_FREQUENCY": "2",
-        "LLMOPT_SETTINGS": str(file),
-    }
-
-
-def run(command: list[str], given: dict[str, str], folder: Path) -> str:
-    made = subprocess.run(
-        [sys.executable, *command], env=given, cwd=folder, capture_output=True, text=True,
-        timeout=200,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stdout + made.stderr
-    return made.stdout
-
-
-def ask(prefect_url: str, what: str, **body: Any) -> Any:
-    return httpx.post(f"{prefect_url}/{what}/filter", json=body).raise_for_status().json()
 
 
 def frame(rows: int = 400) -> pd.DataFrame:
@@ -160,15 +121,15 @@ def test_a_plan_of_the_ledger_is_stored_once_an_hour(settings: Callable[..., Set
 
 @pytest.mark.timeout(600)
 def test_the_flow_stores_its_plan_and_the_command_shows_it(
-    settings: Callable[..., Settings], prefect_url: str, mlflow_url: str, tmp_path: Path
+    settings: Callable[..., Settings], flows: Any, mlflow_url: str
 ) -> None:
-    platform = settings(decision_points=POINTS, mlflow_url=mlflow_url)
+    given = {"usd": 100.0, "period": "day", "services": {"chat": {"quality_floor": 0.75}}}
+    platform = settings(decision_points=POINTS, mlflow_url=mlflow_url, budget=given)
     decided(platform, 960, datetime.now(UTC))
-    given = environment(platform, prefect_url, tmp_path, 100.0)
-    run(["-c", "from flows.budget import budget; budget()"], given, tmp_path)
-    shown = {one["key"]: one["data"] for one in ask(prefect_url, "artifacts")}
-    assert "**planned**" in shown["budget"] and mlflow_url in shown["budget-mlflow"]
-    said = run(["-c", "from infra.cli import main; main()", "budget", "--json"], given, tmp_path)
+    assert flows.run(platform, "budget()").startswith("planned")
+    assert "**planned**" in flows.artifacts("budget")[0]
+    assert mlflow_url in flows.artifacts("budget-mlflow")[0]
+    said = flows.python(platform, "-c", "from infra.cli import main; main()", "budget", "--json")
     found = json.loads(said)
     assert found["budget_usd"] == 100.0 and found["spent_usd_by_decision_point"].keys() <= {"chat"}
     assert found["plan"]["status"] == "planned"

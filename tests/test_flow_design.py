@@ -1,14 +1,9 @@
 """The design flow on real servers: too little, a draft, the same draft again, a started one."""
 
-import json
-import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,7 +26,7 @@ KEY = "00" * 16
 QUALITY, COST_USD = (0.85, 0.8, 0.6, 0.3), (0.02, 0.005, 0.001, 0.03)
 MODELS = ("large", "middle", "small", "poor")
 POINT = {"name": "chat", "arms": [{"model": name} for name in MODELS], "cost_cap_usd": 0.05}
-RUN = "from flows.design import design; print('SAID', design(days=2))"
+RUN = "design(days=2)"
 
 
 def traffic(live: Settings, count: int) -> None:
@@ -61,56 +56,25 @@ def traffic(live: Settings, count: int) -> None:
         ledger.write(connection, events)
 
 
-def run(platform: Settings, prefect_url: str, folder: Path) -> str:
-    file = folder / "llmopt.yaml"
-    given = {
-        "postgres_url": platform.postgres_dsn(),
-        "valkey_url": platform.valkey_address,
-        "mlflow_url": platform.mlflow_address,
-        "decision_points": [POINT],
-    }
-    file.write_text(json.dumps(given))
-    environment = {
-        **os.environ,
-        "DO_NOT_TRACK": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_API_URL": prefect_url,
-        "PREFECT_HOME": str(folder),
-        "LLMOPT_SETTINGS": str(file),
-    }
-    made = subprocess.run(
-        [sys.executable, "-c", RUN], env=environment, cwd=folder, capture_output=True, text=True,
-        timeout=280,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stdout + made.stderr
-    return made.stdout
-
-
-def artifacts(prefect_url: str, key: str) -> list[Any]:
-    body = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
-    found = httpx.post(f"{prefect_url}/artifacts/filter", json=body).raise_for_status().json()
-    return [one["data"] for one in found]
-
-
 @pytest.mark.timeout(900)
 def test_one_draft_is_proposed_and_nothing_started(
-    settings: Callable[..., Settings], prefect_url: str, mlflow_url: str, tmp_path: Path
+    settings: Callable[..., Settings], flows: Any, mlflow_url: str
 ) -> None:
     platform = settings(token_keys=[KEY], decision_points=[POINT], mlflow_url=mlflow_url)
-    assert "no decision was logged" in run(platform, prefect_url, tmp_path)
+    assert "no decision was logged" in flows.run(platform, RUN)
 
     traffic(platform, 3000)
-    assert "a draft compares" in run(platform, prefect_url, tmp_path)
+    assert "a draft compares" in flows.run(platform, RUN)
     with connect(platform.postgres_dsn()) as connection:
         (draft,) = experiments.list_experiments(connection, "chat")
         trail = audit.trail(connection, "chat")
     assert (draft.state, draft.made_by) == ("draft", "design")
     assert draft.design.variants[0].arms[0].model == "large"
     assert [one.action for one in trail] == ["experiment.create"]
-    page = artifacts(prefect_url, "design-chat")[0]
+    page = flows.artifacts("design-chat")[0]
     assert f"llmopt experiments start {draft.id}" in page
     assert "settings that no other one dominates: " in page
-    assert "gain per USD" in artifacts(prefect_url, "design-chat-proposals")[0]
+    assert "gain per USD" in flows.artifacts("design-chat-proposals")[0]
     found = httpx.get(
         f"{mlflow_url}/api/2.0/mlflow/experiments/get-by-name",
         params={"experiment_name": "designs"},

@@ -1,22 +1,17 @@
 """The drift flow on real servers, and what it does about drift."""
 
 import json
-import os
-import subprocess
-import sys
+import re
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import psycopg
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from feature_repo.embedding import Embedder
@@ -29,6 +24,7 @@ from optimizer.settings import DecisionPoint, Settings
 from serving import audit, ledger, plans, variants
 from serving.drift_actions import act
 from serving.drift_store import drift_history, online_alarms, save_check
+from serving.ledger_partitions import decided_at
 from serving.live_point import make_encoder
 from serving.reward_writer import connect
 from serving.tokens import CHAMPION, Decision, TokenSigner
@@ -196,7 +192,7 @@ def decided(platform: Settings, number: int, quality: float, age_s: float, span_
                 copy.write_row(
                     (
                         "chat", uuid.UUID(bytes=decision.decision_id),
-                        datetime.fromtimestamp(decision.decided_at, UTC),
+                        decided_at(raw),
                         arms[row % 2].model, "champion", 0.5, 0, raw,
                     )
                 )  # fmt: skip
@@ -209,48 +205,22 @@ def decided(platform: Settings, number: int, quality: float, age_s: float, span_
 @pytest.mark.timeout(600)
 def test_the_flow_says_what_it_lacks_and_then_finds_a_drop(
     settings: Callable[..., Settings],
-    prefect_url: str,
+    flows: Any,
     mlflow_url: str,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     platform = settings(mlflow_url=mlflow_url, token_keys=[KEY])
-    file = tmp_path / "llmopt.yaml"
-    given = {
-        "home": str(tmp_path),
-        "postgres_url": platform.postgres_dsn(),
-        "valkey_url": platform.valkey_address,
-        "mlflow_url": mlflow_url,
-        "decision_points": [{"name": "chat", "arms": [{"model": "small"}, {"model": "large"}]}],
-    }
-    file.write_text(yaml.safe_dump(given))
-    environment = {
-        **os.environ,
-        "DO_NOT_TRACK": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_API_URL": prefect_url,
-        "PREFECT_HOME": str(tmp_path),
-        "LLMOPT_SETTINGS": str(file),
-    }
-
-    def run() -> str:
-        made = subprocess.run(
-            [sys.executable, "-c", "from flows.drift import drift; print('SAID', drift())"],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200,
-        )  # fmt: skip
-        assert made.returncode == 0, made.stdout + made.stderr
-        return made.stdout
-
-    assert "0 decisions in the reference and 0 in the window" in run()
+    assert "0 decisions in the reference and 0 in the window" in flows.run(platform, "drift()")
     decided(platform, 3001, 0.9, age_s=7200, span_s=3600)
     decided(platform, 1500, 0.7, age_s=600, span_s=500)
-    told = run()
-    assert "quality went from 0." in told and "alert: quality went" in told
+    told = flows.run(platform, "drift()")
+    assert "alert: quality went" in told
+    before, after = map(float, re.findall(r"went from (\S+) to (\d\.\d+)", told)[0])
+    assert before == pytest.approx(0.9, abs=0.02) and after < 0.75
     assert "drift.alert" in trail(platform)
-    body = {"artifacts": {"key": {"any_": ["drift-chat"]}}, "sort": "CREATED_DESC"}
-    pages = httpx.post(f"{prefect_url}/artifacts/filter", json=body).raise_for_status().json()
-    assert "**quality**" in pages[0]["data"] and "Not checked" in pages[1]["data"]
-    monkeypatch.setenv("LLMOPT_SETTINGS", str(file))
+    pages = flows.artifacts("drift-chat")
+    assert "**quality**" in pages[0] and "Not checked" in pages[1]
+    monkeypatch.setenv("LLMOPT_SETTINGS", flows.environment(platform)["LLMOPT_SETTINGS"])
     shown = CliRunner().invoke(main, ["drift", "--json"])
     windows = json.loads(shown.stdout)["windows"]
     assert windows[0]["drop"]["before"] > 0.85 and windows[1]["message"]

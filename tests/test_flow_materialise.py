@@ -1,9 +1,6 @@
 """The flow that keeps online and offline the same, and the list of deployments, on real servers."""
 
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +18,7 @@ from feature_repo.embedding import Embedder
 from feature_repo.push_log import PushedRows, write_pushed
 from feature_repo.store import FeatureStoreClient
 from feature_repo.windows import ArmWindows
+from flows.deployments import manifest
 from optimizer.arm_traits import ArmTraits
 from optimizer.features import pack
 from optimizer.records import Outcome
@@ -69,41 +67,9 @@ def publish(platform: Settings, store: FeatureStoreClient) -> None:
         )
 
 
-def environment(platform: Settings, prefect_url: str, folder: Path) -> dict[str, str]:
-    file = folder / "llmopt.yaml"
-    given = {
-        "postgres_url": platform.postgres_dsn(),
-        "valkey_url": platform.valkey_address,
-        "decision_points": [{"name": "chat", "arms": [{"model": "small"}, {"model": "large"}]}],
-    }
-    file.write_text(json.dumps(given))
-    return {
-        **os.environ,
-        "DO_NOT_TRACK": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_API_URL": prefect_url,
-        "PREFECT_HOME": str(folder),
-        "LLMOPT_SETTINGS": str(file),
-    }
-
-
-def run(code: list[str], given: dict[str, str], folder: Path) -> str:
-    made = subprocess.run(
-        [sys.executable, *code], env=given, cwd=folder, capture_output=True, text=True, timeout=200
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    return made.stdout
-
-
-def artifacts(prefect_url: str, key: str) -> list[Any]:
-    body = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
-    found = httpx.post(f"{prefect_url}/artifacts/filter", json=body).raise_for_status().json()
-    return [one["data"] for one in found]
-
-
 @pytest.mark.timeout(600)
 def test_it_brings_back_what_was_lost_and_fails_where_values_differ(
-    settings: Callable[..., Settings], prefect_url: str, tmp_path: Path
+    settings: Callable[..., Settings], flows: Any
 ) -> None:
     platform = settings(token_keys=[KEY])
     store = FeatureStoreClient(platform)
@@ -113,26 +79,24 @@ def test_it_brings_back_what_was_lost_and_fails_where_values_differ(
     publish(platform, store)
     with redis.Redis.from_url(platform.valkey_address) as client:
         client.flushall()
-    given = environment(platform, prefect_url, tmp_path)
-    assert "STATE Completed" in run(["-c", RUN], given, tmp_path)
+    assert "STATE Completed" in flows.python(platform, "-c", RUN)
     assert store.read("chat", ["small"])["small"].quality == 0.5
-    page = artifacts(prefect_url, "materialise-parity")[0]
+    page = flows.artifacts("materialise-parity")[0]
     assert "They agree." in page
     assert "chat: arm_statistics, arm_windows, model_facts" in page
-    assert '"quality"' in artifacts(prefect_url, "materialise-differences")[0]
+    assert '"quality"' in flows.artifacts("materialise-differences")[0]
 
     with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
         connection.execute("UPDATE feast.arm_windows SET cost_usd_sum_5m = 0.5")
-    said = run(["-c", RUN], given, tmp_path)
+    said = flows.python(platform, "-c", RUN)
     assert "STATE Failed" in said and "disagree by more than 1e-06" in said
     assert "cost_usd_sum_5m of chat/small" in said
-    assert "**They do not agree.**" in artifacts(prefect_url, "materialise-parity")[0]
+    assert "**They do not agree.**" in flows.artifacts("materialise-parity")[0]
     store.close()
 
 
-def test_the_manifest_is_that_of_the_list(tmp_path: Path) -> None:
-    given = {**os.environ, "PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "true"}
-    assert run(["-m", "flows.deployments"], given, tmp_path) == MANIFEST.read_text()
+def test_the_manifest_is_that_of_the_list() -> None:
+    assert manifest() == MANIFEST.read_text()
     listed = yaml.safe_load(MANIFEST.read_text())["deployments"]
     names = [one["name"] for one in listed]
     assert len(set(names)) == len(names) and {"report", "materialise"} <= set(names)
@@ -140,13 +104,12 @@ def test_the_manifest_is_that_of_the_list(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_prefect_of_the_users_own_takes_the_manifest(
-    settings: Callable[..., Settings], prefect_url: str, tmp_path: Path
+    settings: Callable[..., Settings], flows: Any, prefect_url: str
 ) -> None:
     pool = {"name": "llmopt", "type": "process"}
     httpx.post(f"{prefect_url}/work_pools/", json=pool).raise_for_status()
-    given = environment(settings(), prefect_url, tmp_path)
     command = ["-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file"]
-    run([*command, str(MANIFEST)], given, tmp_path)
+    flows.python(settings(), *command, str(MANIFEST))
     body = {"work_pools": {"name": {"any_": ["llmopt"]}}}
     found = httpx.post(f"{prefect_url}/deployments/filter", json=body).raise_for_status().json()
     listed = yaml.safe_load(MANIFEST.read_text())["deployments"]

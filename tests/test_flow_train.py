@@ -1,16 +1,12 @@
 """The training flow on real servers: too little, the first model, nothing new, a worse one."""
 
 import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import psycopg
 import pytest
@@ -36,7 +32,7 @@ from serving.tokens import CHAMPION, Decision, TokenSigner
 KEY = "00" * 16
 EMBEDDER = Embedder()
 POINT = {"name": "chat", "arms": [{"model": "small"}, {"model": "large"}], "tasks": ["a", "b"]}
-RUN = "from flows.train import train; print('SAID', train(days=2))"
+RUN = "train(days=2)"
 
 
 def decided(platform: Settings, number: int, seed: int, age_s: float) -> QualityRows:
@@ -76,57 +72,22 @@ def decided(platform: Settings, number: int, seed: int, age_s: float) -> Quality
     return QualityRows(table, chosen, quality, unknown_facts(number))
 
 
-def run(platform: Settings, prefect_url: str, folder: Path) -> str:
-    import json
-
-    file = folder / "llmopt.yaml"
-    given = {
-        "postgres_url": platform.postgres_dsn(),
-        "valkey_url": platform.valkey_address,
-        "mlflow_url": platform.mlflow_address,
-        "decision_points": [POINT],
-    }
-    file.write_text(json.dumps(given))
-    environment = {
-        **os.environ,
-        "DO_NOT_TRACK": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_API_URL": prefect_url,
-        "PREFECT_HOME": str(folder),
-        "LLMOPT_SETTINGS": str(file),
-    }
-    made = subprocess.run(
-        [sys.executable, "-c", RUN], env=environment, cwd=folder, capture_output=True, text=True,
-        timeout=280,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stdout + made.stderr
-    return made.stdout
-
-
-def artifacts(prefect_url: str, key: str) -> list[Any]:
-    body = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC"}
-    found = httpx.post(f"{prefect_url}/artifacts/filter", json=body).raise_for_status().json()
-    return [one["data"] for one in found]
-
-
 @pytest.mark.timeout(900)
 def test_a_model_is_trained_judged_registered_and_served(
-    settings: Callable[..., Settings], prefect_url: str, mlflow_url: str, tmp_path: Path
+    settings: Callable[..., Settings], flows: Any, mlflow_url: str
 ) -> None:
     platform = settings(token_keys=[KEY], decision_points=[POINT], mlflow_url=mlflow_url)
     store = FeatureStoreClient(platform)
     store.apply()
     store.close()
     decided(platform, 50, seed=1, age_s=7200.0)
-    assert "50 decisions with a known quality, 400 are needed" in run(
-        platform, prefect_url, tmp_path
-    )
-    assert "none serves" in artifacts(prefect_url, "train-chat")[0]
+    assert "50 decisions with a known quality, 400 are needed" in flows.run(platform, RUN)
+    assert "none serves" in flows.artifacts("train-chat")[0]
     registry = QualityRegistry(mlflow_url)
     assert registry.champion("chat") is None
 
     decided(platform, 1500, seed=2, age_s=3600.0)
-    assert "the first model here serves from now on" in run(platform, prefect_url, tmp_path)
+    assert "the first model here serves from now on" in flows.run(platform, RUN)
     champion = registry.champion("chat")
     assert champion is not None
     follower = QualityFollower(platform.valkey_address, ["chat"])
@@ -134,9 +95,9 @@ def test_a_model_is_trained_judged_registered_and_served(
     served = follower.served["chat"]
     follower.close(1.0)
     assert served.version == champion.version and served.model.to_bytes() == champion.state
-    text = artifacts(prefect_url, "train-chat")[0]
+    text = flows.artifacts("train-chat")[0]
     assert f"version {champion.version} serves" in text and "Calibration error" in text
-    assert "mean of the arm on the task" in artifacts(prefect_url, "train-chat-figures")[0]
+    assert "mean of the arm on the task" in flows.artifacts("train-chat-figures")[0]
 
 
 def rows(number: int, seed: int, *, shuffled: bool = False) -> QualityRows:
