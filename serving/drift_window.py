@@ -18,7 +18,7 @@ from optimizer.quality_model import QualityModel
 from optimizer.settings import DecisionPoint, Settings
 from serving import ledger
 from serving.feature_schemas import known_schemas
-from serving.ledger import real_values
+from serving.known_signals import real_values
 from serving.live_point import make_encoder
 from serving.quality_board import QualityBoard
 from serving.tokens import FALLBACK, parse

@@ -9,7 +9,8 @@ import psycopg
 
 from optimizer.errors import InvalidToken
 from optimizer.experiments.experiment import Experiment
-from serving.ledger import create_tables, real_values
+from serving.known_signals import real_values
+from serving.ledger import create_tables
 from serving.tokens import parse
 
 __all__ = ["COLUMNS", "experiment_frame"]

@@ -1,12 +1,6 @@
 """The reward ledger in PostgreSQL: idempotent, append-only, read in order by the learner.
 
-A signal is one of a kind (`optimizer.signals`) and has an event id, so that a decision may be told
-the same kind several times; each of the four parts that a plain reward brings is a kind too. Told
-again, a signal replaces what it said: the one with the later ``occurred_at`` holds, whichever came
-first, and of two with the same time the retraction, then the larger value. So where signals carry
-times, what is known in the end does not depend on the order, the repeats and the delays in which
-they came. Where one of the two has no time, the order in which they came is what is meant: the
-later arrival corrects. A part is the weighted mean of the signals that inform it.
+What the signals of a decision come to is the matter of `serving.known_signals`.
 
 Each row is one event that changed something, with what is known about its decision before and
 after: the learner folds rows and looks nothing up. Positions are counted for each decision point
@@ -17,24 +11,22 @@ position from being given twice: a unique index would need the column of the par
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 from msgspec import Struct
 
 from optimizer.records import Outcome
-from optimizer.signals import PLAIN_KINDS
 from serving import ledger_partitions
 from serving.copy_rows import copy_rows
+from serving.known_signals import NOTHING, PROXY, WINDOW_CLOSED, Known, combine, real_values, tell
 from serving.tokens import TIME_AT
 
 __all__ = [
-    "WINDOW_CLOSED",
     "LedgerRow",
     "Proxy",
     "RewardEvent",
@@ -43,15 +35,8 @@ __all__ = [
     "head",
     "read",
     "read_final",
-    "real_values",
     "write",
 ]
-
-WINDOW_CLOSED = "(window closed)"
-"""Event id of the default reward of a decision whose attribution window closed without any."""
-
-_PROXY = "(window closed: quality model "
-"""Start of the event id where a quality model predicted the quality instead."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS ledger_heads (
@@ -132,33 +117,9 @@ SELECT to_regclass('policy_checkpoints') IS NOT NULL AND EXISTS (
     SELECT FROM pg_attribute WHERE attrelid = to_regclass('rewards') AND attname = 'occurred_at')
 """
 
-Values = tuple[float | None, ...]
-_NOTHING: Values = (None, None, None, None)
-
 Proxy = Callable[[Sequence[bytes]], tuple[int, Sequence[float]] | None]
 """Predicts the qualities of decisions from the bytes of their tokens: the version of the model, and
 a quality in [0, 1] for each; None while there is no model."""
-
-
-class _Cell(NamedTuple):
-    """What one signal says: of which part, which value (None if it was taken back), from when."""
-
-    part: int
-    value: float | None
-    weight: float
-    occurred_at: datetime | None
-
-
-_Key = tuple[str, str]
-"""Event id and kind."""
-
-
-@dataclass(slots=True)
-class _Known:
-    """What is known of one decision: its signals, and the parts as the last row has them."""
-
-    cells: dict[_Key, _Cell]
-    parts: Sequence[float | None]
 
 
 class RewardEvent(Struct, frozen=True, gc=False):
@@ -220,15 +181,6 @@ class LedgerRow:
     real_after: Outcome
 
 
-def real_values(known: Sequence[float | None]) -> Sequence[float | None]:
-    """The four parts of what is known about a decision, without a quality that was predicted.
-
-    Where the quality is a proxy, ``known_before`` and ``known_after`` have a fifth number, the
-    version of the quality model that predicted it.
-    """
-    return known if len(known) == len(_NOTHING) else (None, *known[1 : len(_NOTHING)])
-
-
 def create_tables(connection: psycopg.Connection[Any]) -> None:
     """Create what is missing; safe when several processes start at once.
 
@@ -275,7 +227,7 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
             (points,),
         )
         positions: dict[str, int] = dict(cursor.fetchall())
-        known = {raw: _Known({}, _NOTHING) for raw in ids}
+        known = {raw: Known({}, NOTHING) for raw in ids}
         tokens = ((event.decision_id, event.token) for event in events)
         for low, high, some in ledger_partitions.by_week(tokens):
             cursor.execute(
@@ -287,7 +239,7 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
             )
             for raw, event_id, kind, weight, occurred_at, *values, after in cursor.fetchall():
                 decision = known[raw]
-                _tell(decision.cells, event_id, kind, values, weight, occurred_at)
+                tell(decision.cells, event_id, kind, values, weight, occurred_at)
                 decision.parts = after
         duplicates, rows = _fold(events, known, positions)
         if rows:
@@ -303,7 +255,7 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
 
 def _fold(
     events: Iterable[RewardEvent],
-    known: dict[bytes, _Known],
+    known: dict[bytes, Known],
     positions: dict[str, int],
 ) -> tuple[list[bool], list[tuple[Any, ...]]]:
     """Apply events to what is known; gives the duplicates and the rows to append."""
@@ -311,14 +263,14 @@ def _fold(
     rows: list[tuple[Any, ...]] = []
     for event in events:
         decision = known[event.decision_id]
-        values = _NOTHING if event.retract else event.outcome.values()
-        changed = _tell(
+        values = NOTHING if event.retract else event.outcome.values()
+        changed = tell(
             decision.cells, event.event_id, event.kind, values, event.weight, event.occurred_at
         )
         duplicates.append(not changed)
         if not changed:
             continue
-        before, after = decision.parts, _combine(decision.cells)
+        before, after = decision.parts, combine(decision.cells)
         decision.parts = after
         positions[event.decision_point] += 1
         rows.append(
@@ -339,87 +291,6 @@ def _fold(
             )
         )
     return duplicates, rows
-
-
-def _tell(
-    cells: dict[_Key, _Cell],
-    event_id: str,
-    kind: str,
-    values: Sequence[float | None],
-    weight: float,
-    occurred_at: datetime | None,
-) -> bool:
-    """Apply one event to the signals of its decision; whether that changed any."""
-    changed = False
-    silent = True
-    for part, value in enumerate(values):
-        if value is not None:
-            silent = False
-            key = (event_id, kind or PLAIN_KINDS[part])
-            new = _Cell(part, value, weight, occurred_at)
-            if _replaces(new, cells.get(key)):
-                cells[key] = new
-                changed = True
-    if silent:
-        for name in (kind,) if kind else PLAIN_KINDS:
-            nothing = _Cell(0, None, 1.0, occurred_at)
-            if _replaces(nothing, cells.get((event_id, name))):
-                cells[event_id, name] = nothing
-                changed = True
-    return changed
-
-
-def _replaces(new: _Cell, old: _Cell | None) -> bool:
-    """Whether a signal takes the place of what it said before."""
-    if old is None:  # a retraction with a time may come before what it takes back
-        return new.value is not None or new.occurred_at is not None
-    if new.occurred_at is None:
-        return new[:3] != old[:3]
-    if old.occurred_at is None:
-        return True
-    if new.occurred_at != old.occurred_at:
-        return new.occurred_at > old.occurred_at
-    return _rank(new) > _rank(old)
-
-
-def _rank(cell: _Cell) -> tuple[bool, float, int, float]:
-    """Which of two signals of the same time holds: any order does, if it is always the same."""
-    return (cell.value is None, cell.value or 0.0, cell.part, cell.weight)
-
-
-def _combine(cells: dict[_Key, _Cell]) -> list[float | None]:
-    """Weighted mean of each part; the default of a closed window only where nothing else is known.
-
-    A fifth number follows where that default is a proxy, see `real_values`.
-
-    The sums are exact before they are rounded once, so the order of signals changes no bit.
-    """
-    heard = [
-        cell
-        for (event_id, _), cell in cells.items()
-        if cell.value is not None and not _closes(event_id)
-    ]
-    parts: list[float | None] = [None, None, None, None]
-    for cell in heard or cells.values():
-        part = cell.part
-        if cell.value is None or parts[part] is not None:
-            continue
-        same = [other for other in heard if other.part == part]
-        parts[part] = cell.value if len(same) < 2 else _mean(same)
-    proxies = () if heard else (name for (name, _), cell in cells.items() if cell.value is not None)
-    version = next((name for name in proxies if name.startswith(_PROXY)), None)
-    if version is not None:
-        parts.append(float(version.removeprefix(_PROXY).rstrip(")")))
-    return parts
-
-
-def _mean(cells: Sequence[_Cell]) -> float:
-    total = math.fsum(cell.weight for cell in cells)
-    return math.fsum(cell.weight * cell.value for cell in cells if cell.value is not None) / total
-
-
-def _closes(event_id: str) -> bool:
-    return event_id == WINDOW_CLOSED or event_id.startswith(_PROXY)
 
 
 def head(connection: psycopg.Connection[Any], decision_point: str) -> int:
@@ -472,7 +343,7 @@ def read_final(connection: psycopg.Connection[Any], decision_point: str) -> Iter
             "decision_id, known_after, token, received_at FROM rewards WHERE decision_point = %s "
             "ORDER BY decision_id, position DESC) AS last WHERE known_after <> %s::float8[] "
             "ORDER BY substring(token FROM %s FOR %s), decision_id",
-            (decision_point, list(_NOTHING), TIME_AT.start + 1, TIME_AT.stop - TIME_AT.start),
+            (decision_point, list(NOTHING), TIME_AT.start + 1, TIME_AT.stop - TIME_AT.start),
         )
         for position, (known, token, received_at) in enumerate(cursor, start=1):
             after, real = Outcome(*known[:4]), Outcome(*real_values(known))
@@ -501,12 +372,12 @@ def close_windows(
         "AND role NOT IN ('fallback', 'shadow') AND coalesce((SELECT known_after FROM rewards r "
         "WHERE r.decision_id = d.decision_id AND r.decided_at = d.decided_at "
         "ORDER BY position DESC LIMIT 1) = %s::float8[], true) ORDER BY decided_at LIMIT %s",
-        (decision_point, older_than, list(_NOTHING), limit),
+        (decision_point, older_than, list(NOTHING), limit),
     ).fetchall()
     tokens = [bytes(token) for _, token in rows]
     predicted = proxy(tokens) if proxy is not None and tokens else None
     if predicted is not None:
-        event_id, qualities = f"{_PROXY}{predicted[0]})", predicted[1]
+        event_id, qualities = f"{PROXY}{predicted[0]})", predicted[1]
     elif default_quality is not None:
         event_id, qualities = WINDOW_CLOSED, [default_quality] * len(tokens)
     else:

@@ -15,7 +15,7 @@ from optimizer.feature_schema import Translations
 from optimizer.features import unpack
 from optimizer.offpolicy.logged import LoggedDecisions, LoggedRow
 from optimizer.records import Arm, Outcome
-from serving.ledger import real_values
+from serving.known_signals import real_values
 from serving.tokens import FALLBACK, ROLES, Decision, parse
 
 __all__ = ["LiveLog", "learned_until", "read_log", "reason_of_no_use"]

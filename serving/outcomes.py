@@ -9,7 +9,7 @@ import pandas as pd
 import psycopg
 
 from optimizer.records import Outcome
-from serving.ledger import real_values
+from serving.known_signals import real_values
 
 __all__ = ["outcomes_frame", "recent_outcomes"]
 

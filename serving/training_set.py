@@ -17,7 +17,7 @@ from optimizer.feature_schema import Translations
 from optimizer.features import pack, unpack
 from optimizer.settings import DecisionPoint, Settings
 from serving.feature_schemas import known_schemas
-from serving.ledger import real_values
+from serving.known_signals import real_values
 from serving.live_point import make_encoder
 from serving.logged import reason_of_no_use
 from serving.tokens import ROLES, parse
