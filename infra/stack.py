@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from infra.environment import UNWANTED, stack_environment
 from infra.home import Home
 from infra.parts import make_parts
@@ -29,6 +31,7 @@ __all__ = ["down", "running", "up", "up_detached"]
 
 _PAUSE_S = 0.2
 _DOWN_S = 40.0
+_EXIT_S = 5.0
 _DEMO_STOP_S = 2.0
 
 Say = Callable[[str], None]
@@ -150,6 +153,9 @@ def down(settings: Settings) -> bool:
                     "was killed with all its processes"
                 )
             time.sleep(_PAUSE_S)
+        # It lets go of the file a moment before it ends.
+        with suppress(psutil.Error):
+            psutil.Process(state.supervisor).wait(_EXIT_S)
     sweep(state.stack_id, known=state.processes())
     state_file.remove()
     return True
