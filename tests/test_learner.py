@@ -65,7 +65,7 @@ def events(platform: Settings, seed: int, count: int) -> list[ledger.RewardEvent
             0,
             encoder.schema_id,
             point.name,
-            pack(random.normal(size=encoder.size)),
+            pack(np.round(random.normal(size=encoder.size) * 4096) / 4096),  # the encoder's grid
         )
         outcome = Outcome(quality=float(random.random()), cost_usd=float(random.random()))
         raw, _ = signer.sign(decision)

