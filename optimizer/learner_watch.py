@@ -44,13 +44,15 @@ class Alarm(msgspec.Struct, frozen=True):
     position
         The row of the ledger at which it was seen.
     stream
-        ``reward`` (it falls) or ``residual`` (reward minus what was predicted).
+        ``reward`` (it falls), ``residual`` (reward minus what was predicted), or ``memory``: the
+        policy itself has seen the change, and forgot.
     arm
         Id of the arm in hexadecimal; "" of all arms together.
     detector
-        ``adwin`` or ``page_hinkley``.
+        ``adwin`` or ``page_hinkley``; ``cusum`` of ``memory``.
     before, after
-        Mean of the stream before, and of its last 100 numbers.
+        Mean of the stream before, and of its last 100 numbers; of ``memory`` 1, and the share of
+        what was learned of the arm that is kept.
     error_before, error_after
         Mean absolute residual of all arms together, likewise.
     """
@@ -228,12 +230,27 @@ class LearnerWatch:
         before, after = streams[place].means() or (0.0, 0.0)
         arm = self._arm_ids[place].hex() if place < len(self._arm_ids) else ""
         errors = self._errors.means() or (0.0, 0.0)
-        alarm = Alarm(position, stream, arm, detector, before, after, *errors)
-        self.alarms = [*self.alarms, alarm][-_ALARMS_KEPT:]
-        self.raised += 1
+        self._tell(Alarm(position, stream, arm, detector, before, after, *errors))
         for one in (*self._rewards, *self._residuals, self._errors):
             one.reset()
         self._rest = _REST
+
+    def forgot(self, position: int, arm_id: bytes, kept: float) -> None:
+        """The policy forgot after the row at ``position``, which has been seen, and no later one.
+
+        Parameters
+        ----------
+        arm_id
+            The arm of which it forgot most.
+        kept
+            The share of what was learned of it that still counts, in [0, 1].
+        """
+        errors = self._errors.means() or (0.0, 0.0)
+        self._tell(Alarm(position, "memory", arm_id.hex(), "cusum", 1.0, kept, *errors))
+
+    def _tell(self, alarm: Alarm) -> None:
+        self.alarms = [*self.alarms, alarm][-_ALARMS_KEPT:]
+        self.raised += 1
 
     def _reward(self, targets: Matrix) -> Vector:
         """Shape (n,): NaN while a part that counts is missing."""

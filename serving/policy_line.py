@@ -49,7 +49,8 @@ def fold(
 
     Decisions with another feature layout teach what is the same in the policy's. Decisions of the
     static rule, of arms that are gone, and of a layout that nobody knows do not teach; they are
-    counted in ``skipped`` by their reason. ``watch`` is told each row before it is learned.
+    counted in ``skipped`` by their reason. ``watch`` is told each row before it is learned, and
+    where the policy forgot because of a change.
     """
     index = {arm_id: position for position, arm_id in enumerate(policy.known_ids)}
     observations = []
@@ -88,7 +89,9 @@ def fold(
         [one.position for one in observations],
     )
     policy.learn(
-        observations, lambda start, stop, *tables: watch.see(watched.cut(start, stop), *tables)
+        observations,
+        lambda start, stop, *tables: watch.see(watched.cut(start, stop), *tables),
+        watch.forgot,
     )
 
 

@@ -23,6 +23,11 @@ CREATE TABLE IF NOT EXISTS learner_watch (
 );
 """
 _LOCK = 0x6C6C6D7761
+_CALLED = {
+    "reward": "reward",
+    "residual": "reward minus what was predicted",
+    "memory": "the share kept of what was learned",
+}
 
 
 def save(
@@ -73,7 +78,7 @@ def record_alarms(
     """
     for alarm in alarms:
         who = f"of {arms.get(alarm.arm, alarm.arm)}" if alarm.arm else "of all arms together"
-        what = "reward" if alarm.stream == "reward" else "reward minus what was predicted"
+        what = _CALLED[alarm.stream]
         verdict = "predictions have become worse" if alarm.worse else "predictions hold"
         audit.record(
             connection,

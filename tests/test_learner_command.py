@@ -179,15 +179,21 @@ def test_one_alert_a_drift_whatever_crashes(platform) -> None:
         with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
             line = loaded(platform, connection)
             line.learn(ledger.read(connection, "chat", line.position, 10_000))
-            assert line.watch.raised == 1
+            assert [one.stream for one in line.watch.alarms if one.stream != "memory"] == ["reward"]
     learned(platform, head)
     learned(platform, write(platform, 20, 11, quality=0.3))
     with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
         alerts = [one for one in audit.trail(connection, "chat") if one.action == "learner.drift"]
-    (alert,) = alerts
+    forgot = [one for one in alerts if one.evidence["stream"] == "memory"]
+    (alert,) = [one for one in alerts if one not in forgot]
     assert 2500 < alert.evidence["position"] < 2800
     assert alert.evidence["worse"]
     assert "worse" in alert.reason
+    positions = [one.evidence["position"] for one in forgot]
+    assert positions == sorted(set(positions))
+    assert 2500 < positions[0] < alert.evidence["position"]
+    assert 0 < forgot[0].evidence["after"] < 0.1
+    assert "kept" in forgot[0].reason
 
 
 def loaded(platform: Settings, connection: Any) -> PolicyLine:

@@ -106,6 +106,19 @@ def test_a_fall_is_seen_soon_is_one_alarm_and_says_that_predictions_are_worse() 
     assert alarm.after < alarm.before
 
 
+def test_what_a_policy_forgets_is_an_alarm_that_is_kept() -> None:
+    watcher, restored = watch(), watch()
+    see(watcher, rows(700, 5, lambda arm: 0.9, expected=0.9))
+    watcher.forgot(700, ARMS[1], 0.03125)
+    (alarm,) = watcher.figures()["alarms"]
+    assert (alarm["stream"], alarm["detector"]) == ("memory", "cusum")
+    assert (alarm["position"], alarm["arm"]) == (700, ARMS[1].hex())
+    assert (alarm["before"], alarm["after"]) == (1.0, 0.03125)
+    restored.from_bytes(watcher.to_bytes())
+    assert restored.figures() == watcher.figures()
+    assert watcher.raised == 1
+
+
 def test_a_reward_that_rises_as_foreseen_is_no_alarm() -> None:
     watcher = watch()
     see(watcher, rows(1500, 7, lambda arm: 0.3, expected=0.3))

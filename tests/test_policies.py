@@ -200,6 +200,36 @@ def test_a_long_ledger_ends_in_the_same_bytes_however_it_is_cut() -> None:
     assert len(states) == 1
 
 
+def fallen(rewards: int, quality: float, seed: int = 8) -> list[Observation]:
+    """One arm of quality .9 that falls to ``quality`` for a hundred rewards."""
+    random, vector = np.random.default_rng(seed), np.eye(SIZE)[0]
+    chance = np.repeat([0.9, quality], [rewards, 100])
+    drawn = (random.random(rewards + 100) < chance).tolist()
+    return [
+        Observation(0, vector, NOTHING, Outcome(quality=float(good)), step, step + 1)
+        for step, good in enumerate(drawn)
+    ]
+
+
+def test_a_change_is_told_once_however_events_are_cut() -> None:
+    seen = fallen(700, 0.1)
+    for size in (len(seen), 37, 1):
+        policy, told = make("randucb"), []
+        for start in range(0, len(seen), size):
+            policy.learn(
+                seen[start : start + size], on_forget=lambda *one, told=told: told.append(one)
+            )
+        if size == len(seen):
+            first = told
+        assert told == first
+    position, arm_id, kept = first[0]
+    assert (arm_id, kept) == (ARMS[0].id, 2.0**-5)
+    assert 700 < position < 730
+    calm, told = make("randucb", forgetting="discounted", horizon=80), []
+    calm.learn(seen, on_forget=lambda *one: told.append(one))
+    assert not told
+
+
 @exact
 def test_a_correction_is_as_if_it_had_been_right_at_once(name) -> None:
     vector = features(6)

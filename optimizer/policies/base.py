@@ -20,7 +20,7 @@ from optimizer.policies.tuning import WidthTuner
 from optimizer.records import Indices, Matrix, Observation, Vector
 from optimizer.reward import Objective
 
-__all__ = ["OnBlock", "Policy", "draw", "draw_many"]
+__all__ = ["OnBlock", "OnForget", "Policy", "draw", "draw_many"]
 
 _SHORTEST_BLOCK, _LONGEST_BLOCK, _GROWTH = 32, 1000, 8
 """Variances are estimated anew after 32 rewards, later after an eighth of those learned, at last
@@ -32,6 +32,10 @@ _PRICED_EVERY = 16
 OnBlock = Callable[[int, int, Matrix, Matrix, Matrix], None]
 """Takes first and last (exclusive) of the observations, and of each target what was foreseen (NaN
 while there is nothing to foresee it from), was known before, and is known now."""
+
+OnForget = Callable[[int, bytes, float], None]
+"""Takes the position of the row after which a policy forgot because the world had changed, the arm
+of which it forgot most, and the share of that arm that it kept."""
 
 _RETIRED = 32
 
@@ -170,7 +174,12 @@ class Policy:
         chosen = self.exploration.probabilities(mean, std, self.learned)
         return self._with_floor(chosen, set_aside)
 
-    def learn(self, observations: Iterable[Observation], on_block: OnBlock | None = None) -> None:
+    def learn(
+        self,
+        observations: Iterable[Observation],
+        on_block: OnBlock | None = None,
+        on_forget: OnForget | None = None,
+    ) -> None:
         """Apply observations in their order; the result does not depend on how they are cut.
 
         Parameters
@@ -179,6 +188,9 @@ class Policy:
             What changed.
         on_block
             Called before each part of them is learned; it may be cut anywhere.
+        on_forget
+            Called after a change was seen, before any later row is told to ``on_block``; what is
+            forgotten as time goes by is not told.
 
         Raises
         ------
@@ -213,6 +225,10 @@ class Policy:
             block_ends = self.learned >= self._block_end
             at = position[done - 1]
             forgot = self.forgetting.after(self.outcome_model, watched, at, block_ends)
+            if forgot and on_forget is not None and self.forgetting.sees_change:
+                kept = self._kept(at)
+                arm = int(kept.argmin())
+                on_forget(at, self.known_ids[arm], float(kept[arm]))
             if forgot and done < len(seen):
                 rows.weight[done:] = self._faded(seen[done:])
             if block_ends or forgot:
@@ -395,6 +411,11 @@ class Policy:
     def _faded(self, seen: list[Observation]) -> Vector:
         arm = np.array([one.arm for one in seen])
         return self.forgetting.weights(arm, np.array([one.version for one in seen], dtype=float))
+
+    def _kept(self, position: int) -> Vector:
+        """Shape (arms,): what was kept of each where something was forgotten at ``position``."""
+        arms = self.outcome_model.arms
+        return self.forgetting.weights(np.arange(arms), np.full(arms, position - 1.0))
 
     def _refresh(self) -> None:
         objective = self._objective

@@ -16,6 +16,9 @@ __all__ = ["DriftAware"]
 class DriftAware:
     """Nothing is forgotten until outcomes contradict what was learned; then nearly everything is.
 
+    The shares that are kept are fixed. Shares that follow from how far outcomes have moved were not
+    better on a recording they were not made for, see benchmarks/results/forgetting.md.
+
     Watches the standardised surprises of each arm and target by a two-sided CUSUM (Page,
     Continuous inspection schemes, Biometrika 1954). A change of two standard deviations is seen
     within a dozen rewards of the arm; for Gaussian surprises an alarm without any change comes
@@ -29,6 +32,7 @@ class DriftAware:
         Number of targets.
     """
 
+    sees_change = True
     _DRIFT = 0.5
     _THRESHOLD = 16.0
     _CLIP = 3.0

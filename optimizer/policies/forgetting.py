@@ -37,7 +37,15 @@ class Forgetful(Protocol):
 
 
 class Forgetting(Protocol):
-    """When to forget, and how much."""
+    """When to forget, and how much.
+
+    Attributes
+    ----------
+    sees_change
+        Whether it forgets because the world has changed, and not as time goes by.
+    """
+
+    sees_change: bool
 
     def weights(self, arm: Indices, version: Vector) -> Vector:
         """Shape (n,): what decisions count that were made by these policy versions."""
@@ -60,6 +68,8 @@ class Forgetting(Protocol):
 
 class Never:
     """Everything counts for ever."""
+
+    sees_change = False
 
     def weights(self, arm: Indices, version: Vector) -> Vector:
         """All 1."""
@@ -140,6 +150,8 @@ class Discounted:
         In rewards, at least 10. It is applied at the end of each block of rewards.
     """
 
+    sees_change = False
+
     def __init__(self, arms: int, horizon: float) -> None:
         if not horizon >= 10:
             raise InvalidInput("horizon", horizon, "at least 10 rewards")
@@ -191,6 +203,7 @@ class Window:
         Number of features of the model, 1 for means.
     """
 
+    sees_change = False
     _BLOCKS = 4
 
     def __init__(self, horizon: float, size: int) -> None:
