@@ -6,20 +6,16 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import PrefectException
 from prefect.runner import Runner
-from prefect.schedules import Cron, Interval
-from prefect.types.entrypoint import EntrypointType
 
-from flows.deployments import COLLISION_STRATEGY, DEPLOYMENTS, Deployed
+from flows.deployments import DEPLOYMENTS
 from flows.recovery import HEARTBEAT_S, detect_dead_runs, restart_crashed
+from flows.registration import deployment
 
 __all__ = ["serve_flows"]
 
@@ -81,25 +77,6 @@ def serve_flows(every_s: Mapping[str, float] | None = None) -> None:
     # the hours it was due for. Pausing them would also make stopping wait for Prefect.
     runner = _Runner(limit=RUNS_AT_ONCE, heartbeat_seconds=HEARTBEAT_S, pause_on_shutdown=False)
     for one in DEPLOYMENTS:
-        runner.add_deployment(_deployment(one, (every_s or {}).get(one.name)))
+        runner.add_deployment(deployment(one, (every_s or {}).get(one.name)))
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(runner.serve())
-
-
-def _deployment(one: Deployed, every_s: float | None) -> RunnerDeployment:
-    return RunnerDeployment.from_flow(
-        one.flow,
-        one.name,
-        schedule=Cron(one.cron, timezone="UTC")
-        if every_s is None
-        else Interval(timedelta(seconds=every_s)),
-        description=one.description,
-        tags=list(one.tags),
-        parameters=dict(one.parameters),
-        concurrency_limit=ConcurrencyLimitConfig(
-            limit=one.concurrency_limit,
-            collision_strategy=ConcurrencyLimitStrategy(COLLISION_STRATEGY),
-        ),
-        # A path would only be found from this process's working folder.
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )

@@ -246,7 +246,7 @@ def _prefect(settings: Settings, home: Home) -> Part:
             settings.postgres_dsn("prefect"), "asyncpg"
         ),
     }
-    command = ["prefect", "server", "start", "--host", settings.host, "--port", str(port)]
+    command = ["flows.server", settings.host, str(port)]
     return Part(
         endpoint,
         lambda: _python(home, "prefect", command, environment),

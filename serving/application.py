@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from typing import Any
 
@@ -24,6 +25,9 @@ _LOG = logging.getLogger(__name__)
 _KEEP_ALIVE_S = 75
 _SWITCH_S = 0.0005
 _MAX_ONGOING = 2000
+_BEHIND_DECISIONS = 10
+"""Niceness of the learner: where cores are short, decisions and rewards come first. It still gets a
+tenth of a core that is fought over, which is enough for thousands of rewards a second."""
 
 
 @serve.deployment(
@@ -107,6 +111,8 @@ class LearnerReplica:
 
     def __init__(self, settings: str) -> None:
         logging.basicConfig(level=logging.INFO)
+        # Of this thread and those it starts, not of Ray's, which say that the learner lives.
+        os.nice(_BEHIND_DECISIONS)
         self._learning = Learning(Settings.model_validate_json(settings))
         self._learning.start()
 

@@ -27,6 +27,7 @@ __all__ = [
     "Key",
     "Known",
     "combine",
+    "is_whole",
     "real_values",
     "tell",
 ]
@@ -141,6 +142,11 @@ def combine(cells: dict[Key, Cell]) -> list[float | None]:
     if version is not None:
         parts.append(float(version.removeprefix(PROXY).rstrip(")")))
     return parts
+
+
+def is_whole(event_id: str, values: Sequence[float | None]) -> bool:
+    """Whether one event, the only one of its decision, brings just what is then known."""
+    return values != NOTHING and not _closes(event_id)
 
 
 def _mean(cells: Sequence[Cell]) -> float:

@@ -11,9 +11,11 @@ position from being given twice: a unique index would need the column of the par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -22,8 +24,17 @@ from msgspec import Struct
 
 from optimizer.records import Outcome
 from serving import ledger_partitions
-from serving.copy_rows import copy_rows
-from serving.known_signals import NOTHING, PROXY, WINDOW_CLOSED, Known, combine, real_values, tell
+from serving.insert_rows import insert_rows
+from serving.known_signals import (
+    NOTHING,
+    PROXY,
+    WINDOW_CLOSED,
+    Known,
+    combine,
+    is_whole,
+    real_values,
+    tell,
+)
 from serving.tokens import TIME_AT
 
 __all__ = [
@@ -223,36 +234,40 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
     For each event, True if it changed nothing (a repeat, or a retraction of what is not there).
     """
     points = sorted({event.decision_point for event in events})
-    ids = list({event.decision_id for event in events})
-    with connection.transaction(), connection.cursor(binary=True) as cursor:
-        cursor.execute(
-            "INSERT INTO ledger_heads SELECT unnest(%s::text[]), 0 ON CONFLICT DO NOTHING",
-            (points,),
-        )
-        cursor.execute(
-            "SELECT decision_point, position FROM ledger_heads WHERE decision_point = ANY(%s) "
-            "ORDER BY decision_point FOR UPDATE",
-            (points,),
-        )
-        positions: dict[str, int] = dict(cursor.fetchall())
-        known = {raw: Known({}, NOTHING) for raw in ids}
-        tokens = ((event.decision_id, event.token) for event in events)
-        for low, high, some in ledger_partitions.by_week(tokens):
-            cursor.execute(
+    times = [ledger_partitions.decided_at(event.token) for event in events]
+    ids = ledger_partitions.by_week(
+        (event.decision_id, time) for event, time in zip(events, times, strict=True)
+    )
+    # Others wait for the lock on the positions, so what is done under it takes two round trips.
+    with connection.pipeline(), connection.transaction():
+        heads = _lock_heads(connection, points)
+        found = [
+            connection.execute(
                 "SELECT uuid_send(decision_id), event_id, kind, weight, occurred_at, quality, "
                 "cost_usd, latency_s, feedback, known_after FROM rewards "
                 "WHERE decision_id = ANY(%s::uuid[]) AND decided_at >= %s AND decided_at < %s "
                 "ORDER BY decision_id, position",
                 (f"{{{','.join(some)}}}", low, high),  # one text: psycopg adapts no list
+                binary=True,
             )
-            for raw, event_id, kind, weight, occurred_at, *values, after in cursor.fetchall():
-                decision = known[raw]
-                tell(decision.cells, event_id, kind, values, weight, occurred_at)
-                decision.parts = after
-        duplicates, rows = _fold(events, known, positions)
+            for low, high, some in ids
+        ]
+        positions: dict[str, int] = dict(heads.fetchall())
+        if len(positions) < len(points):
+            connection.execute(
+                "INSERT INTO ledger_heads SELECT unnest(%s::text[]), 0 ON CONFLICT DO NOTHING",
+                (points,),
+            )
+            positions = dict(_lock_heads(connection, points).fetchall())
+        known: dict[bytes, Known] = {}
+        for raw, event_id, kind, weight, occurred_at, *values, after in chain(*found):
+            decision = known.setdefault(raw, Known({}, NOTHING))
+            tell(decision.cells, event_id, kind, values, weight, occurred_at)
+            decision.parts = after
+        duplicates, rows = _fold(events, times, known, positions)
         if rows:
-            copy_rows(cursor, "rewards", _COLUMNS, rows)
-            cursor.execute(
+            insert_rows(connection.cursor(), "rewards", _COLUMNS, rows)
+            connection.execute(
                 "UPDATE ledger_heads AS head SET position = new.position FROM "
                 "(SELECT unnest(%s::text[]) AS name, unnest(%s::bigint[]) AS position) AS new "
                 "WHERE head.decision_point = new.name",
@@ -261,32 +276,53 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
     return duplicates
 
 
+def _lock_heads(connection: psycopg.Connection[Any], points: Sequence[str]) -> psycopg.Cursor[Any]:
+    """Positions of decision points, which stay until the transaction ends."""
+    return connection.execute(
+        "SELECT decision_point, position FROM ledger_heads WHERE decision_point = ANY(%s) "
+        "ORDER BY decision_point FOR UPDATE",
+        (points,),
+        binary=True,
+    )
+
+
 def _fold(
-    events: Iterable[RewardEvent],
+    events: Sequence[RewardEvent],
+    times: Sequence[datetime],
     known: dict[bytes, Known],
     positions: dict[str, int],
 ) -> tuple[list[bool], list[tuple[Any, ...]]]:
-    """Apply events to what is known; gives the duplicates and the rows to append."""
+    """Apply events to what is known; gives the duplicates and the rows to append.
+
+    Most decisions get one event: nothing is looked up or combined for these.
+    """
+    events_of = Counter([event.decision_id for event in events])
     duplicates: list[bool] = []
     rows: list[tuple[Any, ...]] = []
-    for event in events:
-        decision = known[event.decision_id]
+    after: Sequence[float | None]
+    for event, time in zip(events, times, strict=True):
         values = NOTHING if event.retract else event.outcome.values()
-        changed = tell(
-            decision.cells, event.event_id, event.kind, values, event.weight, event.occurred_at
-        )
-        duplicates.append(not changed)
-        if not changed:
-            continue
-        before, after = decision.parts, combine(decision.cells)
-        decision.parts = after
-        positions[event.decision_point] += 1
+        raw = event.decision_id
+        before: Sequence[float | None] = NOTHING
+        if raw not in known and events_of[raw] == 1 and is_whole(event.event_id, values):
+            after = values
+        else:
+            decision = known.setdefault(raw, Known({}, NOTHING))
+            if not tell(
+                decision.cells, event.event_id, event.kind, values, event.weight, event.occurred_at
+            ):
+                duplicates.append(True)
+                continue
+            before, after = decision.parts, combine(decision.cells)
+            decision.parts = after
+        duplicates.append(False)
+        position = positions[event.decision_point] = positions[event.decision_point] + 1
         rows.append(
             (
                 event.decision_point,
-                positions[event.decision_point],
-                ledger_partitions.decided_at(event.token),
-                event.decision_id,
+                position,
+                time,
+                raw,
                 event.event_id,
                 event.kind,
                 event.value,

@@ -98,21 +98,23 @@ def refuse_late(at: float, now_s: float, days: int) -> None:
         raise TooLate("decision_id", when, remedy)
 
 
-def by_week(tokens: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[datetime, datetime, set[str]]]:
+def by_week(
+    decisions: Iterable[tuple[bytes, datetime]],
+) -> Iterator[tuple[datetime, datetime, set[str]]]:
     """Decisions by the week they were made in.
 
     Parameters
     ----------
-    tokens
-        Pairs of decision id and token.
+    decisions
+        Pairs of decision id and what `decided_at` says.
 
     Yields
     ------
     Start and end of a week and the decision ids, in hexadecimal.
     """
     weeks: dict[int, set[str]] = defaultdict(set)
-    for decision_id, token in tokens:
-        weeks[(decided_at(token) - _EPOCH) // _WEEK].add(decision_id.hex())
+    for decision_id, time in decisions:
+        weeks[(time - _EPOCH) // _WEEK].add(decision_id.hex())
     for week, ids in weeks.items():
         yield _EPOCH + week * _WEEK, _EPOCH + (week + 1) * _WEEK, ids
 

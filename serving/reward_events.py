@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
@@ -69,36 +68,21 @@ class RewardReader:
         """
         outcome = Outcome(request.quality, request.cost_usd, request.latency_s, request.feedback)
         kind, value, retract = request.kind, request.value, request.retract
-        empty = outcome.values() == _NO_VALUES
-        if retract and not (empty and value is None):
-            raise InvalidInput("retract", True, "a retraction has no values; leave them out")
-        if kind is None and value is not None:
-            raise InvalidInput("kind", None, "say of which kind the value is")
-        if kind is not None and not empty:
-            raise InvalidInput(
-                "kind", kind, f"a signal has `value`; leave out {', '.join(PLAIN_KINDS)}"
-            )
-        if kind is None and empty and not retract:
-            raise InvalidInput(
-                "quality",
-                None,
-                "give one of quality, cost_usd, latency_s, feedback, or kind and value, or retract",
-            )
-        if kind is not None and value is None and not retract:
-            raise InvalidInput("value", None, f"{kind} has none; give one, or retract")
-        _check_time(request.occurred_at)
+        if kind is not None or value is not None or retract or outcome.values() == _NO_VALUES:
+            _check_form(request, empty=outcome.values() == _NO_VALUES)
+        if request.occurred_at is not None:
+            _check_time(request.occurred_at)
         raw, decision = self._signer.verify(request.decision_id)
         signals = self._signals.get(decision.decision_point)
         if signals is None:
             raise unknown_point(decision.decision_point, self._signals)
         refuse_late(decision.decided_at, time.time(), self._ledger_days)
-        told: dict[str, Any] = {}
+        raw_value, weight = None, 1.0
         if kind is not None:
             signal = signal_named(signals, kind)
-            told["kind"] = kind
             if value is not None:
-                told["value"], amount = signal.read(value)
-                told["weight"] = _weight(signal, decision.decided_at, request.occurred_at)
+                raw_value, amount = signal.read(value)
+                weight = _weight(signal, decision.decided_at, request.occurred_at)
                 outcome = _outcome(signal, amount)
         return RewardEvent(
             decision.decision_point,
@@ -107,9 +91,32 @@ class RewardReader:
             outcome,
             retract,
             raw,
-            occurred_at=request.occurred_at,
-            **told,
+            kind or "",
+            raw_value,
+            weight,
+            request.occurred_at,
         )
+
+
+def _check_form(request: RewardBody, *, empty: bool) -> None:
+    """Refuse what is neither plain values, nor one signal, nor a retraction."""
+    kind, value, retract = request.kind, request.value, request.retract
+    if retract and not (empty and value is None):
+        raise InvalidInput("retract", True, "a retraction has no values; leave them out")
+    if kind is None and value is not None:
+        raise InvalidInput("kind", None, "say of which kind the value is")
+    if kind is not None and not empty:
+        raise InvalidInput(
+            "kind", kind, f"a signal has `value`; leave out {', '.join(PLAIN_KINDS)}"
+        )
+    if kind is None and empty and not retract:
+        raise InvalidInput(
+            "quality",
+            None,
+            "give one of quality, cost_usd, latency_s, feedback, or kind and value, or retract",
+        )
+    if kind is not None and value is None and not retract:
+        raise InvalidInput("value", None, f"{kind} has none; give one, or retract")
 
 
 def _outcome(signal: Signal, amount: float | None) -> Outcome:
@@ -123,8 +130,8 @@ def _weight(signal: Signal, decided_at: float, occurred_at: datetime | None) -> 
     return signal.weight_after(occurred_at.timestamp() - decided_at)
 
 
-def _check_time(occurred_at: datetime | None) -> None:
-    if occurred_at is not None and occurred_at.timestamp() > time.time() + _AHEAD_S:
+def _check_time(occurred_at: datetime) -> None:
+    if occurred_at.timestamp() > time.time() + _AHEAD_S:
         raise InvalidInput(
             "occurred_at", occurred_at.isoformat(), "when it happened; this is in the future"
         )

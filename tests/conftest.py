@@ -156,7 +156,7 @@ def mlflow_url(mlflow_server: MlflowServer) -> str:
 
 
 class PrefectServer(Server):
-    """Prefect; its URL is that of its API."""
+    """Prefect with our deployments; its URL is that of its API."""
 
     name = "Prefect"
 
@@ -165,13 +165,13 @@ class PrefectServer(Server):
         self.url += "/api"
 
     def command(self) -> list[str]:
-        command = ["-m", "prefect", "server", "start", "--no-ui", "--host", "127.0.0.1"]
-        return [*command, "--port", str(self._port)]
+        return ["-m", "flows.server", "127.0.0.1", str(self._port)]
 
     def environment(self) -> dict[str, str]:
         return {
             "DO_NOT_TRACK": "true",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_ENABLED": "false",
             "PREFECT_HOME": str(self._folder),
             "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{self._folder}/prefect.db",
             # A run that waits for another of its deployment looks again after so long, not 30 s.

@@ -102,6 +102,18 @@ def test_the_manifest_is_that_of_the_list() -> None:
     assert len(set(names)) == len(names) and {"report", "materialise"} <= set(names)
 
 
+def test_a_server_that_answers_knows_every_deployment(prefect_server: Any, tmp_path: Path) -> None:
+    server = type(prefect_server)(tmp_path)
+    try:
+        server.start()  # returns at the first answer
+        found = httpx.post(f"{server.url}/deployments/filter", json={}).raise_for_status().json()
+    finally:
+        server.kill()
+    listed = yaml.safe_load(MANIFEST.read_text())["deployments"]
+    assert {one["name"] for one in found} == {one["name"] for one in listed}
+    assert all(one["schedules"] and not one["paused"] for one in found)
+
+
 @pytest.mark.timeout(300)
 def test_a_prefect_of_the_users_own_takes_the_manifest(
     settings: Callable[..., Settings], flows: Any, prefect_url: str

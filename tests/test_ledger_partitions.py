@@ -209,8 +209,7 @@ def test_a_decision_and_all_that_is_said_about_it_lie_in_one_week(connection) ->
 def test_the_look_up_of_a_batch_reads_only_its_weeks(connection) -> None:
     ledger.create_tables(connection)
     ledger_partitions.ensure_weeks(connection, MONTHS_AGO)
-    tokens = [(bytes(16), token(1, at)) for at in (NOW, MONTHS_AGO)]
-    weeks = list(ledger_partitions.by_week(tokens))
+    weeks = list(ledger_partitions.by_week((bytes(16), at) for at in (NOW, MONTHS_AGO)))
     assert len(weeks) == 2
     for low, high, ids in weeks:
         plan = connection.execute(

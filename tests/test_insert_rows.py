@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from optimizer.settings import Settings
-from serving.copy_rows import copy_rows
+from serving.insert_rows import insert_rows
 
 TYPES = {
     "a": "text",
@@ -30,8 +30,9 @@ ROWS = st.lists(
         st.none() | st.binary(min_size=16, max_size=16),
         st.none() | st.integers(-(2**63), 2**63 - 1),
         st.none() | NUMBER,
-        st.none() | st.lists(st.none() | NUMBER, max_size=5),
+        st.lists(st.none() | NUMBER, max_size=5),
     ),
+    min_size=1,
     max_size=20,
 )
 
@@ -48,10 +49,10 @@ def connection(settings: Callable[..., Settings]) -> Iterator[psycopg.Connection
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(ROWS)
-def test_postgresql_reads_back_what_was_copied(connection, rows) -> None:
+def test_postgresql_reads_back_what_was_inserted(connection, rows) -> None:
     connection.execute("TRUNCATE things")
     with connection.cursor(binary=True) as cursor:
-        copy_rows(cursor, "things", TYPES, rows)
+        insert_rows(cursor, "things", TYPES, rows)
         cursor.execute("SELECT a, b, c, d, e, f FROM things ORDER BY number")
         read = cursor.fetchall()
     assert read == [(a, b, c and uuid.UUID(bytes=c), d, e, f) for a, b, c, d, e, f in rows]
@@ -60,5 +61,5 @@ def test_postgresql_reads_back_what_was_copied(connection, rows) -> None:
 def test_a_refused_row_leaves_none_of_its_batch(connection) -> None:
     good, short = (bytes(16),), (b"too short",)
     with connection.cursor() as cursor, pytest.raises(psycopg.Error):
-        copy_rows(cursor, "things", {"c": "uuid"}, [good, short])
+        insert_rows(cursor, "things", {"c": "uuid"}, [good, short])
     assert connection.execute("SELECT count(*) FROM things").fetchone() == (0,)
