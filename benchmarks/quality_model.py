@@ -54,8 +54,8 @@ Measured on two cores that five other processes used, so seconds and millisecond
 - Beyond the mean of the arm on the task there is little in these recordings: nothing in Pearson
   correlation on the first, 0.005 on the second. Its gains are ranks and calibration, and what a
   response tells. Neither recording has its text. Its length alone, guessed by the cost of the call,
-  gives 0.538 where the request gives 0.524 (rank correlation 0.577, not 0.552). All calls of a model
-  cost the same in the second recording, so nothing is to be seen there.
+  gives 0.538 where the request gives 0.524 (rank correlation 0.577, not 0.552). In the second
+  recording all calls of a model cost the same, so nothing is to be seen there.
 - A model that was told responses predicts as well as the other where none is told.
 - Calibration error is under 0.1 everywhere. With some 700 and 1,100 requests to calibrate on, two
   numbers (logistic) do better than a free curve (isotonic), which is why few rows get the former.
