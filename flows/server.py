@@ -7,6 +7,7 @@ registered before the port opens. The runner registers them, too, in a Prefect o
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,7 +32,8 @@ def serve(host: str, port: int) -> None:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with started(app):
-            await _register(app)
+            # In a task of its own: Prefect counts this one as a request that is being answered.
+            await asyncio.create_task(_register(app))
             yield
 
     app.router.lifespan_context = lifespan

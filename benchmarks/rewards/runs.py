@@ -32,7 +32,9 @@ __all__ = ["RUNS", "batches", "kills", "outage", "throughput"]
 Say = Callable[[str], None]
 
 _CONNECTIONS = 32
-_BATCH_CONNECTIONS = 4
+_REWARD_CONNECTIONS = 128
+"""Of single rewards: each waits for a commit, as that of another caller would."""
+_BATCH_CONNECTIONS = 8
 _BATCH = 1000
 _PATIENCE_S = 240.0
 _WARM_S = 3.0
@@ -96,7 +98,7 @@ def kills(stack: Stack, total: int, wanted: int, every_s: float, say: Say) -> di
     """``kill -9`` of the learner or of a replica, at random, while rewards are sent."""
     rng = random.Random(7)
     stream, before = Stream(), _head(stack)
-    sending = _stream(stack, total, stream, batch=100, rate=total / (wanted * every_s))
+    sending = _stream(stack, total, stream, batch=100, rate=total / (1.1 * wanted * every_s))
     killed: Counter[str] = Counter()
     began = time.monotonic()
     while killed.total() < wanted and sending.is_alive():
@@ -199,7 +201,7 @@ def _rewards(stack: Stack, job: dict[str, Any], seed: int) -> subprocess.Popen[s
         "features": len(schema.names),
         "schema_id": schema.schema_id,
         "point": point.name,
-        "connections": _CONNECTIONS if job["batch"] == 1 else _BATCH_CONNECTIONS,
+        "connections": _REWARD_CONNECTIONS if job["batch"] == 1 else _BATCH_CONNECTIONS,
         **job,
     }
     return _start("benchmarks.rewards.load", content)
