@@ -248,6 +248,10 @@ class FeatureStoreClient:
         """
         names = [f"{arm_statistics.name}:{name}" for name in STATISTICS_COLUMNS]
         names += [f"{arm_windows.name}:{name}" for name in WINDOWS_COLUMNS]
+        columns = [name.replace(":", "__") for name in names]
+        if moments.empty:  # Feast reads the types of keys from their values
+            nothing = pd.DataFrame(columns=columns, index=moments.index, dtype=float)
+            return pd.concat([moments, nothing], axis=1)
         at = pd.to_datetime(moments["event_timestamp"], utc=True).dt.floor("us")
         asked = pd.DataFrame(
             {
@@ -260,7 +264,6 @@ class FeatureStoreClient:
             found: pd.DataFrame = store.get_historical_features(
                 entity_df=asked, features=names, full_feature_names=True
             ).to_df()
-        columns = [name.replace(":", "__") for name in names]
         found = found.sort_values("place")[columns].astype(float).set_index(moments.index)
         joined: pd.DataFrame = pd.concat([moments, found], axis=1)
         return joined

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import uuid
 from base64 import urlsafe_b64decode
@@ -20,6 +21,7 @@ from psycopg.rows import dict_row
 
 from infra.addresses import http_url
 from optimizer.errors import InvalidInput, InvalidToken, PartFailed, Unavailable, UnknownName
+from optimizer.response_facts import FACTS_ID, RESPONSE_FACTS
 from optimizer.settings import Settings
 from serving.dead_letters import (
     ACCEPTED,
@@ -147,7 +149,8 @@ def show_decision(connection: psycopg.Connection[Any], name: str) -> dict[str, A
     Returns
     -------
     ``decision_id`` (UUID), ``decision`` (the line of the log, None if it is not there), ``events``
-    (in their order), ``known`` (what all of them come to).
+    (in their order), ``known`` (what all of them come to), ``response`` (the facts about it that
+    are known, by name; None if no response was told).
 
     Raises
     ------
@@ -169,6 +172,10 @@ def show_decision(connection: psycopg.Connection[Any], name: str) -> dict[str, A
             f"SELECT * FROM rewards WHERE {where} ORDER BY position",  # noqa: S608
             given,
         ).fetchall()
+        told = cursor.execute(
+            f"SELECT facts_id, facts FROM response_facts WHERE {where}",  # noqa: S608
+            given,
+        ).fetchone()
     if logged is None and not rows:
         remedy = "a decision that is in the log or has a reward; the log may be a second behind"
         raise UnknownName("decision_id", name, remedy)
@@ -182,7 +189,16 @@ def show_decision(connection: psycopg.Connection[Any], name: str) -> dict[str, A
         "decision": None if logged is None else _shown(logged),
         "events": [_shown(row) for row in rows],
         "known": known,
+        "response": None if told is None else _facts(told["facts_id"], told["facts"]),
     }
+
+
+def _facts(facts_id: int, facts: list[float]) -> dict[str, float]:
+    """Those that are known, none of another version's."""
+    if facts_id != FACTS_ID:
+        return {}
+    found = zip(RESPONSE_FACTS, facts, strict=True)
+    return {name: value for name, value in found if not math.isnan(value)}
 
 
 def _read_name(name: str) -> tuple[uuid.UUID, bytes | None]:

@@ -67,6 +67,9 @@ def decision_table(found: dict[str, Any]) -> Table:
         else ", ".join(f"{name} {line[name]}" for name in _DECISION)
     )
     title = f"{found['decision_id']} at {found['decision_point']}, {found['decided_at']}\n{made}"
+    if found["response"]:
+        facts = ", ".join(f"{name} {value:.3g}" for name, value in found["response"].items())
+        title += f"\nresponse: {facts}"
     table = Table(title=escape(title), title_justify="left")
     events = found["events"]
     told = (

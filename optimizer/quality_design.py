@@ -109,11 +109,13 @@ class QualityDesign:
         Of the rows that trees are grown on.
     table, quality, offset
         Shapes (n, columns), (n,) and (n,): those rows. Columns are the request, the means of the
-        arm and of the arm on the task, the traits of the arm, the response. The mean on the task is
-        also the offset, what trees start from: where there is nothing more to learn, no tree is
+        arm and of the arm on the task, the traits of the arm, the response. A row whose response is
+        known is there a second time without it: all rows teach what to expect of an arm that has
+        not answered, and not only those whose callers do not tell responses. The mean on the task
+        is also the offset, what trees start from: where there is nothing more to learn, no tree is
         needed.
     later_table, later_quality, later_offset
-        The requests held out for calibration.
+        The requests held out for calibration, made in the same way.
     """
 
     means: Means
@@ -146,13 +148,19 @@ class QualityDesign:
         traits = traits_of(arms)
         return cls(
             means,
-            np.hstack([fitted.requests, told, traits[fitted.arms], fitted.responses]),
-            fitted.quality,
-            told[:, 1],
-            np.hstack([later.requests, later_told, traits[later.arms], later.responses]),
-            later.quality,
-            later_told[:, 1],
+            *_columns(fitted, told, traits),
+            *_columns(later, later_told, traits),
         )
+
+
+def _columns(rows: QualityRows, told: Matrix, traits: Matrix) -> tuple[Matrix, Vector, Vector]:
+    """Table, quality and offset; rows with a known response follow once more without it."""
+    table = np.hstack([rows.requests, told, traits[rows.arms], rows.responses])
+    known = np.flatnonzero(np.isfinite(rows.responses).any(axis=1))
+    untold = table[known]
+    untold[:, table.shape[1] - rows.responses.shape[1] :] = np.nan
+    place = np.concatenate([np.arange(len(table)), known])
+    return np.vstack([table, untold]), rows.quality[place], told[place, 1]
 
 
 def request_groups(requests: Matrix, names: Sequence[str]) -> Indices:

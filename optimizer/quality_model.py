@@ -114,7 +114,7 @@ class QualityModel:
             made.means,
             trees,
             calibrate(trees.predict(made.later_table) + made.later_offset, made.later_quality),
-            bool(np.isfinite(rows.responses).any()),
+            bool((trees.column >= trees.features - len(RESPONSE_FACTS)).any()),
         )
 
     def predict(

@@ -32,8 +32,8 @@ class Trial:
     trained, judged
         Numbers of rows.
     scores
-        Of ``model``, of the means per arm, per arm and task, and of the ``champion`` if there was
-        one that could predict.
+        Of ``model``, of the means per arm, per arm and task, of the ``champion`` if there was one
+        that could predict, and of the model ``without the response`` if any was told.
     bins
         Calibration of ``model``, see `optimizer.quality_score.calibration_bins`.
     compared
@@ -95,6 +95,9 @@ def try_model(
         "mean of the arm": score(told[:, 0], newest.quality),
         "mean of the arm on the task": score(told[:, 1], newest.quality),
     }
+    if np.isfinite(newest.responses).any():
+        before = model.predict(newest.requests, answered)
+        scores["without the response"] = score(before, newest.quality)
     compared, better, message = None, True, "the first model here serves from now on"
     if champion is not None and champion.names != tuple(names):
         message = "the model before it reads other features, so this one serves from now on"

@@ -6,6 +6,7 @@ length and the end.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 
@@ -14,7 +15,7 @@ import numpy as np
 from optimizer.prompt_text import READ_CHARACTERS, language, words
 from optimizer.records import Vector
 
-__all__ = ["RESPONSE_FACTS", "response_facts", "unknown_facts"]
+__all__ = ["FACTS_ID", "RESPONSE_FACTS", "response_facts", "unknown_facts"]
 
 RESPONSE_FACTS = (
     "empty",
@@ -30,6 +31,15 @@ RESPONSE_FACTS = (
     "similarity",
 )
 """In the order of `response_facts`; new ones at the end."""
+
+_MEANING = 1
+"""Raise it when a fact keeps its name and means something else."""
+
+FACTS_ID = int.from_bytes(
+    hashlib.blake2b("\n".join((*RESPONSE_FACTS, str(_MEANING))).encode(), digest_size=4).digest(),
+    "big",
+)
+"""Names what the facts are, 32 bits: facts that were stored under another are not to be read."""
 
 _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:can(?:no|')t|won't|will not|must decline)"

@@ -78,7 +78,7 @@ def drop_features(settings: Settings, now: datetime, dry_run: bool) -> list[Expi
 
 
 def drop_ledger(settings: Settings, now: datetime, dry_run: bool) -> list[Expired]:
-    """Weeks of the decision log and of rewards, and dead letters."""
+    """Weeks of the decision log, of facts about responses and of rewards, and dead letters."""
     days = settings.retention
     if dry_run:
         with _connected(settings) as connection:
@@ -87,6 +87,7 @@ def drop_ledger(settings: Settings, now: datetime, dry_run: bool) -> list[Expire
                 _of("ledger", one)
                 for table, kept in (
                     ("decisions", days.decisions_days),
+                    ("response_facts", days.decisions_days),
                     ("rewards", days.ledger_days),
                 )
                 for one in _over(connection, table, now - timedelta(days=kept))
@@ -95,7 +96,10 @@ def drop_ledger(settings: Settings, now: datetime, dry_run: bool) -> list[Expire
         return [*weeks, *_some("letters", "dead_letters", letters)]
     done = retire_ledger(settings, now.timestamp(), export_folder(settings))
     return [
-        *(_of("ledger", one.partition, one.file) for one in (*done.decisions, *done.rewards)),
+        *(
+            _of("ledger", one.partition, one.file)
+            for one in (*done.decisions, *done.responses, *done.rewards)
+        ),
         *(
             Expired(
                 "ledger",

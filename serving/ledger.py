@@ -88,6 +88,14 @@ CREATE TABLE IF NOT EXISTS decisions (
     token bytea NOT NULL
 ) PARTITION BY RANGE (decided_at);
 CREATE INDEX IF NOT EXISTS decisions_time ON decisions (decision_point, decided_at);
+CREATE TABLE IF NOT EXISTS response_facts (
+    decision_id uuid NOT NULL,
+    decided_at timestamptz NOT NULL,
+    told_at timestamptz NOT NULL,
+    facts_id bigint NOT NULL,
+    facts float8[] NOT NULL,
+    PRIMARY KEY (decision_id, decided_at)
+) PARTITION BY RANGE (decided_at);
 CREATE TABLE IF NOT EXISTS decision_counts (
     decision_point text PRIMARY KEY,
     decisions bigint NOT NULL

@@ -1,9 +1,9 @@
-"""The decision log and the ledger in partitions of a week, by the time of the decision.
+"""The decision log, the ledger and facts about responses, by the week of the decision.
 
-A decision's line and all events about it have one time, which every token carries, so they lie in
-the same week: what is known of a decision is looked up in one partition, and a decision goes with
-all that was ever said about it. Weeks rather than days, since the learner's ordered read merges all
-partitions and pays for each of them.
+A decision's line and all that is told about it have one time, which every token carries, so they
+lie in the same week: what is known of a decision is looked up in one partition, and a decision goes
+with all that was ever said about it. Weeks rather than days, since the learner's ordered read
+merges all partitions and pays for each of them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = [
     "refuse_late",
 ]
 
-TABLES = ("decisions", "rewards")
-"""Both by their column ``decided_at``."""
+TABLES = ("decisions", "rewards", "response_facts")
+"""All by their column ``decided_at``."""
 
 DAYS = 7
 
@@ -120,10 +120,11 @@ def by_week(
 
 
 def partitioned(connection: psycopg.Connection[Any]) -> bool:
-    """Whether both tables are there and partitioned."""
+    """Whether all tables are there and partitioned."""
     row = connection.execute(
-        "SELECT count(*) FROM pg_partitioned_table WHERE partrelid = ANY "
-        "(ARRAY[to_regclass('decisions'), to_regclass('rewards')]::oid[])"
+        "SELECT count(*) FROM pg_partitioned_table "
+        "WHERE partrelid IN (SELECT to_regclass(name) FROM unnest(%s::text[]) AS name)",
+        (list(TABLES),),
     ).fetchone()
     return row == (len(TABLES),)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -35,12 +35,13 @@ _RETRY_AFTER_S = 60
 
 
 class _Asked(NamedTuple):
-    """A request as features, and the arm that answered."""
+    """A request as features, the arm that answered, and the decision's token if there was one."""
 
     live: LivePoint
     features: Vector
     arm: int
     prompt: str | None
+    token: bytes | None
 
 
 class QualityRoutes:
@@ -58,6 +59,8 @@ class QualityRoutes:
         Quality models in memory.
     statistics
         Recent costs of arms.
+    tell
+        Called with the bytes of a token and the facts about its response, to learn from later.
     """
 
     def __init__(
@@ -67,12 +70,14 @@ class QualityRoutes:
         embedder: Embedder,
         models: QualityFollower,
         statistics: ArmFeatureReader,
+        tell: Callable[[bytes, Vector], None],
     ) -> None:
         self._points = points
         self._signer = signer
         self._embedder = embedder
         self._models = models
         self._statistics = statistics
+        self._tell = tell
         self._body = msgspec.json.Decoder(QualityBody)
         self._predicted: Counter[str] = Counter()
         self._advised: Counter[str] = Counter()
@@ -111,15 +116,16 @@ class QualityRoutes:
             raise invalid_body(error, body) from None
         asked = self._of_decision(request) if request.decision_id else self._of_context(request)
         live, point = asked.live, asked.live.point
-        served = self._model(live)
-        arms = point.records()
         facts = None
         if request.response is not None:
             embedding = live.encoder.embedding_of(asked.features)
             facts = response_facts(
                 asked.prompt, request.response, embedding, self._embedder.embed(request.response)
             )
-        qualities = served.model.predict_arms(asked.features, arms, asked.arm, facts)
+            if asked.token is not None:
+                self._tell(asked.token, facts)
+        served = self._model(live)  # after that: the first model, too, learns from what is told
+        qualities = served.model.predict_arms(asked.features, point.records(), asked.arm, facts)
         self._predicted[point.name] += 1
         answer = QualityResponse(
             quality=qualities[asked.arm],
@@ -144,7 +150,7 @@ class QualityRoutes:
                     name, getattr(request, name), "left out beside decision_id, which tells it"
                 )
         assert request.decision_id is not None
-        _, decision = self._signer.verify(request.decision_id)
+        token, decision = self._signer.verify(request.decision_id)
         live = self._points.get(decision.decision_point)
         if live is None:
             raise unknown_point(decision.decision_point, self._points)
@@ -157,7 +163,7 @@ class QualityRoutes:
             raise InvalidInput(
                 "decision_id", request.decision_id, "a decision with the features of now"
             )
-        return _Asked(live, unpack(decision.features), ids.index(decision.arm_id), None)
+        return _Asked(live, unpack(decision.features), ids.index(decision.arm_id), None, token)
 
     def _of_context(self, request: QualityBody) -> _Asked:
         for name in ("decision_point", "model", "context"):
@@ -177,7 +183,7 @@ class QualityRoutes:
             raise invalid_body(error, body, "context") from None
         embedding = self._embedder.embed(context.prompt) if context.prompt else None
         features = live.encoder.encode(context, embedding, time.time())
-        return _Asked(live, features, models.index(request.model), context.prompt)
+        return _Asked(live, features, models.index(request.model), context.prompt, None)
 
     def _retry(
         self, asked: _Asked, served: ServedQuality, qualities: list[float]

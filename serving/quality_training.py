@@ -10,7 +10,7 @@ from optimizer.errors import InvalidInput
 from optimizer.quality_design import FEWEST_ROWS, QualityRows
 from optimizer.quality_model import QualityModel
 from optimizer.quality_trial import Trial, try_model
-from optimizer.response_facts import unknown_facts
+from optimizer.response_facts import RESPONSE_FACTS
 from optimizer.settings import DecisionPoint, Settings
 from serving.training_set import training_set
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Trained", "train_quality"]
 
 _PREFIX = "request__"
+_RESPONSE = "response__"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def train_quality(
         frame[columns].to_numpy(float),
         arms,
         frame["quality"].to_numpy(float),
-        unknown_facts(number),
+        frame[[f"{_RESPONSE}{name}" for name in RESPONSE_FACTS]].to_numpy(float),
     )
     names = [name.removeprefix(_PREFIX) for name in columns]
     try:

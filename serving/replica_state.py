@@ -30,6 +30,7 @@ from serving.metrics import ReplicaMetrics
 from serving.outcomes import recent_outcomes
 from serving.quality_board import QualityFollower
 from serving.quality_routes import QualityRoutes
+from serving.response_log import ResponseLog
 from serving.reward_writer import RewardWriter, connect
 from serving.savings import ControlReader
 from serving.snapshots import Snapshot, SnapshotStore
@@ -62,6 +63,7 @@ class ReplicaState:
         self.rewards = RewardWriter(settings.postgres_dsn())
         self.log = DecisionLog(settings.postgres_dsn())
         self.dead_letters = DeadLetterBox(settings.postgres_dsn())
+        self.responses = ResponseLog(settings.postgres_dsn())
         self._control = ControlReader(settings.postgres_dsn())
         embedder = Embedder()
         self.points = {
@@ -78,7 +80,12 @@ class ReplicaState:
         self.feature_health = FeatureHealth(self.features, settings.feature_limits)
         self.quality = QualityFollower(settings.valkey_address, self.points)
         self.quality_routes = QualityRoutes(
-            self.points, self.signer, embedder, self.quality, self.features
+            self.points,
+            self.signer,
+            embedder,
+            self.quality,
+            self.features,
+            self.responses.add,
         )
         self._started_at = time.monotonic()
         self._snapshots = SnapshotStore(settings.valkey_address)
@@ -89,6 +96,8 @@ class ReplicaState:
                 "rewards_waiting": ("Reward requests not stored yet", self.rewards.waiting),
                 "log_waiting": ("Decisions not logged yet", self.log.waiting),
                 "log_dropped": ("Decisions the log lost", self.log.dropped),
+                "responses_waiting": ("Responses whose facts wait", self.responses.waiting),
+                "responses_dropped": ("Responses whose facts are lost", self.responses.dropped),
                 "memory_bytes": ("Resident memory of the replica", _resident_bytes),
                 "feature_age_seconds": ("Age of the arm statistics", self.features.age_s),
                 "windows_age_seconds": (
@@ -117,6 +126,7 @@ class ReplicaState:
         self.rewards.close()
         self.log.close()
         self.dead_letters.close()
+        self.responses.close()
         self._thread.join(_CLOSE_S)
         self.features.close(_CLOSE_S)
         self.quality.close(_CLOSE_S)

@@ -1,4 +1,4 @@
-"""Old weeks of the decision log and the ledger: to parquet files, then away.
+"""Old weeks of the decision log, the ledger and facts about responses: to parquet files, then away.
 
 A decision's line goes before its rewards, or a decision whose rewards are gone would look like one
 that never got any, and be given the default. Rewards that a policy in force has not learned stay:
@@ -54,7 +54,7 @@ class RetentionReport(NamedTuple):
 
     Attributes
     ----------
-    decisions, rewards
+    decisions, rewards, responses
         Weeks that were dropped, each with its file.
     held
         Weeks of rewards that are over and stayed.
@@ -64,6 +64,7 @@ class RetentionReport(NamedTuple):
 
     decisions: tuple[Retired, ...]
     rewards: tuple[Retired, ...]
+    responses: tuple[Retired, ...]
     held: tuple[Held, ...]
     letters: int
 
@@ -97,6 +98,8 @@ def retire_ledger(settings: Settings, now_s: float, folder: Path | None) -> Rete
     with psycopg.connect(settings.postgres_dsn(), autocommit=True) as connection:
         create_tables(connection)
         decisions = retire(connection, "decisions", decisions_end, folder)
+        # Nobody reads the facts about a response without its decision.
+        responses = retire(connection, "response_facts", decisions_end, folder)
         rewards_end = min([rewards_end, *_first_logged(connection)])
         held: dict[str, Held] = {}
 
@@ -113,7 +116,9 @@ def retire_ledger(settings: Settings, now_s: float, folder: Path | None) -> Rete
             "%s stays: variant %s of %s has learned up to %d of %d",
             *(one.partition, one.variant, one.decision_point, one.learned, one.holds),
         )
-    return RetentionReport(tuple(decisions), tuple(rewards), tuple(held.values()), letters)
+    return RetentionReport(
+        tuple(decisions), tuple(rewards), tuple(responses), tuple(held.values()), letters
+    )
 
 
 def learned(connection: psycopg.Connection[Any], decision_point: str) -> dict[str, int]:

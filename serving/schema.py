@@ -128,7 +128,8 @@ class RewardResponse(Struct, frozen=True):
 class QualityBody(Struct, frozen=True, forbid_unknown_fields=True):
     """`POST /v1/quality`: a decision that was made, or a decision point, a model and a context.
 
-    Of a `response` only figures are read (length, refusal, code and the like); it is not stored.
+    Of a `response` only figures are read (length, refusal, code and the like). With a `decision_id`
+    the figures are kept for the quality model to learn from, those told last; the text never is.
     """
 
     decision_id: Annotated[str, Meta(min_length=1, max_length=8192)] | None = None

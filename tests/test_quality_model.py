@@ -25,7 +25,7 @@ def truth(rows: QualityRows) -> np.ndarray:
     return np.where(rows.arms == 1, 0.9, 1.0 / (1.0 + np.exp(8.0 * hard)))
 
 
-def simulated(number: int, seed: int, *, told: bool = False) -> QualityRows:
+def simulated(number: int, seed: int, *, told: bool = False, refused: float = 0.5) -> QualityRows:
     random = np.random.default_rng(seed)
     contexts = [Context(task=("chat", "math")[row % 2]) for row in range(number)]
     embeddings = list(random.normal(0.0, 0.5, (number, 4)))
@@ -37,7 +37,7 @@ def simulated(number: int, seed: int, *, told: bool = False) -> QualityRows:
     facts = unknown_facts(number)
     if told:
         facts[:] = response_facts("a question", "a full answer.")
-        refusals = random.random(number) < 0.5
+        refusals = random.random(number) < refused
         facts[refusals] = response_facts("a question", "I'm sorry, I cannot help with that.")
         quality = quality * ~refusals
     return QualityRows(requests, blank.arms, quality, facts)
@@ -140,6 +140,17 @@ def test_facts_about_responses_count_where_they_were_told(model: QualityModel) -
     assert taught.knows_responses and refused < 0.2 and good > 0.6
     assert not model.knows_responses
     assert len(set(model.predict(request, [ARMS[1]] * 2, facts))) == 1
+
+
+def test_an_arm_that_has_not_answered_is_not_expected_to_answer_as_most_do() -> None:
+    """All responses were told and a fifth refused: what is not known is no full answer."""
+    rows = simulated(3000, 8, told=True, refused=0.2)
+    model = QualityModel.fit(rows, ENCODER.names, ARMS, seed=1)
+    later = simulated(3000, 9, told=True, refused=0.2)
+    untold = model.predict(later.requests, arms_of(later))
+    assert untold.mean() == pytest.approx(later.quality.mean(), abs=0.03)
+    told = model.predict(later.requests, arms_of(later), later.responses)
+    assert told.mean() == pytest.approx(later.quality.mean(), abs=0.03)
 
 
 def test_one_prompt_is_never_on_both_sides() -> None:

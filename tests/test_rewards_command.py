@@ -143,7 +143,9 @@ def test_what_is_known_of_a_decision_is_shown(made) -> None:
             body = {"decision_id": decision_id, "event_id": event_id, "quality": quality}
             client.post("/v1/rewards", json=body)
         client.post("/v1/rewards", json={"decision_id": decision_id, "cost_usd": 0.25})
+        client.post("/v1/quality", json={"decision_id": decision_id, "response": "It is"})
     shown = run("show", decision_id)
+    assert shown["response"]["cut_off"] == 1.0 and "ratio_log" not in shown["response"]
     assert [event["event_id"] for event in shown["events"]] == ["judge", "user", ""]
     assert shown["known"] == {
         "quality": 0.75,
@@ -154,7 +156,7 @@ def test_what_is_known_of_a_decision_is_shown(made) -> None:
     assert shown["decision"]["model"] == decided["model"]
     assert run("show", shown["decision_id"]) == shown
     result = CliRunner().invoke(main, ["rewards", "show", decision_id])
-    assert "judge" in result.stderr and result.stdout == ""
+    assert "judge" in result.stderr and "cut_off" in result.stderr and result.stdout == ""
     assert run("show", decision_id[:50], status=1)["error"]["field"] == "decision_id"
     unknown = "00000000-0000-0000-0000-000000000009"
     assert run("show", unknown, status=1)["error"]["type"] == "UnknownName"
