@@ -18,7 +18,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-__all__ = ["insert_rows"]
+__all__ = ["Rows"]
 
 _NULL = b"\xff\xff\xff\xff"
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -33,41 +33,50 @@ _pack_float8 = struct.Struct(">id").pack
 Column = Iterable[Any]
 
 
-def insert_rows(
-    cursor: psycopg.Cursor[Any], table: str, types: Mapping[str, str], rows: Sequence[Sequence[Any]]
-) -> None:
-    """Append rows to a table.
+class Rows:
+    """Rows of a table, encoded before they are sent: under a lock, every microsecond counts.
 
     Parameters
     ----------
-    table
-        Its name, as it stands in SQL.
     types
         Of the columns, in the order of a row's values: ``text``, ``bytea`` (bytes), ``uuid`` (its
         16 bytes), ``int8``, ``float8``, ``timestamptz`` (with a time zone), or ``float8[]`` (a
         sequence of numbers and None, itself not None).
     rows
         At least one; None is NULL.
-
-    Raises
-    ------
-    psycopg.Error
-        If PostgreSQL refuses them or is away; no row was appended then.
     """
-    arrays: list[_Array] = []
-    values = []
-    for kind, column in zip(types.values(), zip(*rows, strict=True), strict=True):
-        if kind == "float8[]":
-            values.append(_lists(column, arrays))
-        else:
-            arrays.append(_Array(kind, column))
-            values.append(f"a{len(arrays)}")
-    names = ", ".join(f"a{number}" for number in range(1, len(arrays) + 1))
-    cursor.execute(
-        f"INSERT INTO {table} ({', '.join(types)}) SELECT {', '.join(values)} "  # noqa: S608
-        f"FROM unnest({', '.join(['%s'] * len(arrays))}) AS row ({names})",
-        arrays,
-    )
+
+    def __init__(self, types: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
+        self._arrays: list[_Array] = []
+        self._values: dict[str, str] = {}
+        columns = zip(types.items(), zip(*rows, strict=True), strict=True)
+        for (name, kind), column in columns:
+            if kind == "float8[]":
+                self._values[name] = _lists(column, self._arrays)
+            else:
+                self._arrays.append(_Array(kind, column))
+                self._values[name] = f"a{len(self._arrays)}"
+
+    def add(self, name: str, kind: str, column: Column) -> None:
+        """One more column, with a value for each row."""
+        self._arrays.append(_Array(kind, column))
+        self._values[name] = f"a{len(self._arrays)}"
+
+    def insert(self, connection: psycopg.Connection[Any], table: str) -> None:
+        """Append them to a table, whose name is given as it stands in SQL.
+
+        Raises
+        ------
+        psycopg.Error
+            If PostgreSQL refuses them or is away; no row was appended then.
+        """
+        names = ", ".join(f"a{number}" for number in range(1, len(self._arrays) + 1))
+        connection.execute(
+            f"INSERT INTO {table} ({', '.join(self._values)}) "  # noqa: S608  (names of ours)
+            f"SELECT {', '.join(self._values.values())} "
+            f"FROM unnest({', '.join(['%s'] * len(self._arrays))}) AS row ({names})",
+            self._arrays,
+        )
 
 
 class _Array:

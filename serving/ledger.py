@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from optimizer.records import Outcome
 from serving import ledger_partitions
-from serving.insert_rows import insert_rows
+from serving.insert_rows import Rows
 from serving.known_signals import (
     NOTHING,
     PROXY,
@@ -112,7 +112,6 @@ CREATE TABLE IF NOT EXISTS policy_checkpoints (
 """
 _COLUMNS = {
     "decision_point": "text",
-    "position": "int8",
     "decided_at": "timestamptz",
     "decision_id": "uuid",
     "event_id": "text",
@@ -238,7 +237,8 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
     ids = ledger_partitions.by_week(
         (event.decision_id, time) for event, time in zip(events, times, strict=True)
     )
-    # Others wait for the lock on the positions, so what is done under it takes two round trips.
+    drafted = _fold(events, times, {})
+    # Others wait for the lock on the positions: under it are two round trips and little else.
     with connection.pipeline(), connection.transaction():
         heads = _lock_heads(connection, points)
         found = [
@@ -264,16 +264,43 @@ def write(connection: psycopg.Connection[Any], events: Sequence[RewardEvent]) ->
             decision = known.setdefault(raw, Known({}, NOTHING))
             tell(decision.cells, event_id, kind, values, weight, occurred_at)
             decision.parts = after
-        duplicates, rows = _fold(events, times, known, positions)
-        if rows:
-            insert_rows(connection.cursor(), "rewards", _COLUMNS, rows)
+        if known:
+            drafted = _fold(events, times, known)
+        if drafted.rows is not None:
+            drafted.rows.add("position", "int8", drafted.positions(positions))
+            drafted.rows.insert(connection, "rewards")
             connection.execute(
                 "UPDATE ledger_heads AS head SET position = new.position FROM "
                 "(SELECT unnest(%s::text[]) AS name, unnest(%s::bigint[]) AS position) AS new "
                 "WHERE head.decision_point = new.name",
                 (points, [positions[name] for name in points]),
             )
-    return duplicates
+    return drafted.duplicates
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What a group of events comes to: which are duplicates, and the rows of the others.
+
+    Attributes
+    ----------
+    rows
+        All but their positions; None if there are none.
+    points
+        Decision points of the rows.
+    """
+
+    duplicates: list[bool]
+    rows: Rows | None
+    points: list[str]
+
+    def positions(self, heads: dict[str, int]) -> list[int]:
+        """Of the rows, after ``heads``, which are moved on."""
+        given = []
+        for point in self.points:
+            heads[point] += 1
+            given.append(heads[point])
+        return given
 
 
 def _lock_heads(connection: psycopg.Connection[Any], points: Sequence[str]) -> psycopg.Cursor[Any]:
@@ -287,18 +314,16 @@ def _lock_heads(connection: psycopg.Connection[Any], points: Sequence[str]) -> p
 
 
 def _fold(
-    events: Sequence[RewardEvent],
-    times: Sequence[datetime],
-    known: dict[bytes, Known],
-    positions: dict[str, int],
-) -> tuple[list[bool], list[tuple[Any, ...]]]:
-    """Apply events to what is known; gives the duplicates and the rows to append.
+    events: Sequence[RewardEvent], times: Sequence[datetime], known: dict[bytes, Known]
+) -> _Draft:
+    """Apply events to what is known, which is changed.
 
     Most decisions get one event: nothing is looked up or combined for these.
     """
     events_of = Counter([event.decision_id for event in events])
     duplicates: list[bool] = []
     rows: list[tuple[Any, ...]] = []
+    points: list[str] = []
     after: Sequence[float | None]
     for event, time in zip(events, times, strict=True):
         values = NOTHING if event.retract else event.outcome.values()
@@ -316,11 +341,10 @@ def _fold(
             before, after = decision.parts, combine(decision.cells)
             decision.parts = after
         duplicates.append(False)
-        position = positions[event.decision_point] = positions[event.decision_point] + 1
+        points.append(event.decision_point)
         rows.append(
             (
                 event.decision_point,
-                position,
                 time,
                 raw,
                 event.event_id,
@@ -334,7 +358,7 @@ def _fold(
                 event.token,
             )
         )
-    return duplicates, rows
+    return _Draft(duplicates, Rows(_COLUMNS, rows) if rows else None, points)
 
 
 def head(connection: psycopg.Connection[Any], decision_point: str) -> int:

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from optimizer.settings import Settings
-from serving.insert_rows import insert_rows
+from serving.insert_rows import Rows
 
 TYPES = {
     "a": "text",
@@ -52,7 +52,10 @@ def connection(settings: Callable[..., Settings]) -> Iterator[psycopg.Connection
 def test_postgresql_reads_back_what_was_inserted(connection, rows) -> None:
     connection.execute("TRUNCATE things")
     with connection.cursor(binary=True) as cursor:
-        insert_rows(cursor, "things", TYPES, rows)
+        first, *types = TYPES.items()
+        made = Rows(dict(types), [row[1:] for row in rows])
+        made.add(*first, [row[0] for row in rows])
+        made.insert(connection, "things")
         cursor.execute("SELECT a, b, c, d, e, f FROM things ORDER BY number")
         read = cursor.fetchall()
     assert read == [(a, b, c and uuid.UUID(bytes=c), d, e, f) for a, b, c, d, e, f in rows]
@@ -60,6 +63,6 @@ def test_postgresql_reads_back_what_was_inserted(connection, rows) -> None:
 
 def test_a_refused_row_leaves_none_of_its_batch(connection) -> None:
     good, short = (bytes(16),), (b"too short",)
-    with connection.cursor() as cursor, pytest.raises(psycopg.Error):
-        insert_rows(cursor, "things", {"c": "uuid"}, [good, short])
+    with pytest.raises(psycopg.Error):
+        Rows({"c": "uuid"}, [good, short]).insert(connection, "things")
     assert connection.execute("SELECT count(*) FROM things").fetchone() == (0,)

@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 _CONNECTIONS = 32
 _REWARD_CONNECTIONS = 128
 """Of single rewards: each waits for a commit, as that of another caller would."""
-_BATCH_CONNECTIONS = 8
+_BATCH_CONNECTIONS = 4
 _BATCH = 1000
 _PATIENCE_S = 240.0
 _WARM_S = 3.0
