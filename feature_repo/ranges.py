@@ -16,6 +16,9 @@ from optimizer.records import Outcome
 
 __all__ = ["clipped", "clipped_outcome"]
 
+_OUTCOME_PARTS = ("quality", "cost_usd", "latency_s")
+_OUTCOME_RANGES = tuple((feature(name).low, feature(name).high) for name in _OUTCOME_PARTS)
+
 
 def clipped(
     columns: Sequence[str], rows: Mapping[str, tuple[Any, ...]]
@@ -71,12 +74,14 @@ def clipped_outcome(outcome: Outcome) -> tuple[Outcome, tuple[str, ...]]:
     >>> clipped_outcome(Outcome(quality=0.5, cost_usd=1e9))
     (Outcome(quality=0.5, cost_usd=1000.0, latency_s=None, feedback=None), ('cost_usd',))
     """
-    parts = ("quality", "cost_usd", "latency_s")
     row = (outcome.quality, outcome.cost_usd, outcome.latency_s)
-    kept, violations = clipped(parts, {"": row})
-    if not violations:
+    for (low, high), value in zip(_OUTCOME_RANGES, row, strict=True):
+        if value is not None and not low <= value <= high:
+            break
+    else:
         return outcome, ()
-    return replace(outcome, **dict(zip(parts, kept[""], strict=True))), violations[""]
+    kept, violations = clipped(_OUTCOME_PARTS, {"": row})
+    return replace(outcome, **dict(zip(_OUTCOME_PARTS, kept[""], strict=True))), violations[""]
 
 
 def _in_range(name: str, value: float | None) -> float | None:

@@ -320,7 +320,9 @@ class FeatureStoreClient:
                 keyed(decision_point, rows, at_s), columns=[*KEY_COLUMNS, *columns]
             ).astype(dict.fromkeys(columns, "float64"))
             with self._opened() as store:
-                store.push(source, frame)
+                # `push` would read every feature service anew, for most of its time, to see
+                # whether one of them is computed beforehand; none is.
+                store.write_to_online_store(view, frame)
         self.report.push(view, decision_point, at_s, len(rows))
 
     def _read(

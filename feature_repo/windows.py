@@ -285,32 +285,37 @@ class _Model:
     def __init__(self, panes: dict[int, _Sums] | None = None) -> None:
         self.panes: dict[int, _Sums] = {} if panes is None else panes
         self._windows = {minutes: _Sliding(minutes) for minutes in WINDOWS_MIN}
+        self._pending: dict[int, _Sums] = {}
+        """What panes have got since the windows were last looked at, and they have not."""
 
     def change(self, index: int, before: Outcome, after: Outcome) -> None:
         pane = self.panes.setdefault(index, _Sums())
         for outcome, sign in ((before, -1), (after, 1)):
             if outcome != _NOTHING:
-                self._add(pane, index, *_counted(outcome), sign)
+                numbers, bins = _counted(outcome)
+                pane.add(numbers, bins, sign)
+                self._pending.setdefault(index, _Sums()).add(numbers, bins, sign)
         if not any(pane.numbers):
             del self.panes[index]
 
     def forget(self, first_kept: int) -> None:
+        self._settle()
         for index in [index for index in self.panes if index < first_kept]:
             pane = self.panes.pop(index)
             for window in self._covering(index):
                 window.sums.add(pane.numbers, pane.bins.items(), -1)
 
     def values(self, last: int) -> dict[int, WindowFeatures]:
+        self._settle()
         for window in self._windows.values():
             window.move(last, self.panes)
         return {minutes: window.sums.features() for minutes, window in self._windows.items()}
 
-    def _add(
-        self, pane: _Sums, index: int, numbers: list[int], bins: list[tuple[int, int]], sign: int
-    ) -> None:
-        pane.add(numbers, bins, sign)
-        for window in self._covering(index):
-            window.sums.add(numbers, bins, sign)
+    def _settle(self) -> None:
+        for index, pending in self._pending.items():
+            for window in self._covering(index):
+                window.sums.add(pending.numbers, pending.bins.items(), 1)
+        self._pending.clear()
 
     def _covering(self, index: int) -> Iterator[_Sliding]:
         return (window for window in self._windows.values() if window.covers(index))
