@@ -89,9 +89,7 @@ def reactive(path: Vector, per_replica: float, start_s: int) -> Tried:
     return judge("", seen(path), path, per_replica, start_s)
 
 
-def predictive(
-    path: Vector, hours: dict[int, Hour], per_replica: float, start_s: int
-) -> Tried:
+def predictive(path: Vector, hours: dict[int, Hour], per_replica: float, start_s: int) -> Tried:
     """By that and the forecast, with the rule of `optimizer.capacity`."""
     parts = []
     for level, longer in itertools.product(LEVELS, LONGER_S):
@@ -114,7 +112,7 @@ def seen(path: Vector) -> Vector:
 
 
 def ahead_of(path: Vector, hours: dict[int, Hour], lead_s: float, level: float) -> Vector:
-    """The rate that there must be room for, from the first day of forecasts on; before as measured."""
+    """The rate there must be room for; before the first day of forecasts, what is measured."""
     required = seen(path)
     near = {
         hour: near_forecast(one.rates, one.tested, lead_s, level) for hour, one in hours.items()
@@ -196,9 +194,9 @@ def page(file: str, rows: list[dict[str, object]], took_s: float) -> list[str]:
         f"{FIRST_DAY + 1} to {ALL_DAYS - JUDGED_DAYS} (fewest replica-hours with at most the SLA's "
         f"share of half minutes beyond capacity), judged on the last {JUDGED_DAYS} days. A replica "
         f"serves a {MEAN_REPLICAS}th of the mean rate before the judged days and is paid for from "
-        "when it is asked for. Within ten minutes the load is a straight line with noise (index of "
-        f"dispersion {DISPERSION:g}). Both rules choose how full replicas are planned (use) and how "
-        "long they are held; the predictive one also its level and how far it looks ahead. "
+        "when it is asked for. Between ten-minute means the load is a straight line with noise "
+        f"(index of dispersion {DISPERSION:g}). Rules choose how full replicas are planned (use) "
+        "and how long they are held; the predictive one also its level and how far it looks ahead. "
         "Clairvoyant knows the load to come.",
         "",
         f"**The goal, 20 % fewer replica-hours at no more violations, is met in {len(goal)} of "
@@ -212,10 +210,14 @@ def page(file: str, rows: list[dict[str, object]], took_s: float) -> list[str]:
         "|" + "---|" * 10,
     ]
     for one in table.itertuples():
-        compared = ["", ""] if one.rule == "reactive" else [
-            f"{one.saved:.1%}",
-            "yes" if one.no_more else "no",
-        ]
+        compared = (
+            ["", ""]
+            if one.rule == "reactive"
+            else [
+                f"{one.saved:.1%}",
+                "yes" if one.no_more else "no",
+            ]
+        )
         lines.append(
             f"| {one.series} | {one.start_s} s | {one.sla:.1%} | {one.rule} | {one.setting} | "
             f"{one.hours:.0f} | {compared[0]} | {one.times:.2%} | {one.requests:.3%} | "

@@ -102,9 +102,7 @@ def show(name: str, until: datetime, made: Forecasts) -> None:
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 30], cache_policy=NO_CACHE)
-def picture(
-    settings: Settings, name: str, until: datetime, made: Forecasts, seen: Vector
-) -> None:
+def picture(settings: Settings, name: str, until: datetime, made: Forecasts, seen: Vector) -> None:
     """Keep a picture and the figures in MLflow, and link them."""
     from optimizer.forecast_plot import draw_forecast
     from registry.reports import log_report

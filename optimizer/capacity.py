@@ -42,9 +42,7 @@ class Outlook:
     margin: float
 
 
-def outlook(
-    forecasts: Sequence[tuple[float, NearForecast]], lead_s: float
-) -> Outlook | None:
+def outlook(forecasts: Sequence[tuple[float, NearForecast]], lead_s: float) -> Outlook | None:
     """Put together the forecasts of loads that share the same replicas.
 
     Rates add up. Persistence and margin are means weighted by rate: the margin of a sum is at most
@@ -73,7 +71,7 @@ def outlook(
         return None
     seen = []
     for age_s, one in forecasts:
-        first, last = (int(math.floor(at / STEP_S)) for at in (age_s, age_s + lead_s))
+        first, last = (math.floor(at / STEP_S) for at in (age_s, age_s + lead_s))
         if first < 0 or last >= len(one.rates):
             return None
         seen.append(one.rates[first : last + 1])

@@ -175,7 +175,7 @@ def backtest(rates: Vector, method: str, origins: int) -> dict[int, Matrix]:
 
 
 def walk(rates: Vector, method: str, origins: int) -> list[tuple[Vector, Vector]]:
-    """The same step by step: of each of the last hours what was said, and what is known to have come.
+    """The same step by step: what was said at each of the last hours, and what came, where known.
 
     Parameters
     ----------
