@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ MEAN_REPLICAS = 10
 DISPERSION = 10.0
 SLAS = (0.01, 0.001)
 FLOW_S = 180
+GOAL = 0.2
 
 USES = np.linspace(0.40, 1.20, 33)
 HOLDS_S = (0, 120, 300, 600, 1800)
@@ -80,7 +82,7 @@ def main() -> None:
             }
             for sla in SLAS:
                 rows += list(lines_of(name, start_s, sla, tried))
-            print(rows[-6:], f"{time.perf_counter() - began:.0f} s", flush=True)
+            print(name, start_s, f"{time.perf_counter() - began:.0f} s", flush=True)
     RESULT.write_text("\n".join(page(file.name, rows, time.perf_counter() - began)))
 
 
@@ -158,35 +160,34 @@ def _joined(parts: list[tuple[Vector, Vector, Vector]]) -> tuple[Vector, Vector,
 
 def lines_of(
     name: str, start_s: int, sla: float, tried: dict[str, Tried]
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """What each rule came to on the judged days, beside the reactive one."""
     base = tried["reactive"].best(sla)
+    before = None if base is None else [float(part[base]) for part in tried["reactive"].judged]
     for rule, one in tried.items():
         chosen = one.best(sla)
-        if chosen is None or base is None:
+        row: dict[str, Any] = {"series": name, "start_s": start_s, "sla": sla, "rule": rule}
+        if chosen is None:
+            yield {**row, "setting": "none of those tried keeps the SLA"}
             continue
         hours, times, requests = (float(part[chosen]) for part in one.judged)
-        before = [float(part[base]) for part in tried["reactive"].judged]
-        yield {
-            "series": name,
-            "start_s": start_s,
-            "sla": sla,
-            "rule": rule,
-            "setting": one.settings[chosen],
-            "hours": hours,
-            "times": times,
-            "requests": requests,
-            "saved": 1.0 - hours / before[0],
-            "no_more": times <= before[1] and requests <= before[2],
-        }
+        row |= {"setting": one.settings[chosen], "hours": hours, "times": times}
+        row |= {"requests": requests}
+        if before is not None:
+            row["saved"] = 1.0 - hours / before[0]
+            row["no_more"] = times <= before[1] and requests <= before[2]
+        yield row
 
 
-def page(file: str, rows: list[dict[str, object]], took_s: float) -> list[str]:
+def page(file: str, rows: list[dict[str, Any]], took_s: float) -> list[str]:
     """The page's lines."""
     table = pd.DataFrame(rows)
-    ahead = table[table["rule"] == "predictive"]
-    bound = table[table["rule"] == "clairvoyant"]
-    goal = ahead[(ahead["saved"] >= 0.2) & ahead["no_more"]]
+    cases = len(table) // table["rule"].nunique()
+    compared = table.dropna(subset=["saved"])
+    ahead = compared[compared["rule"] == "predictive"]
+    bound = compared[compared["rule"] == "clairvoyant"]
+    no_more = ahead["no_more"].astype(bool)
+    goal = int(((ahead["saved"] >= GOAL) & no_more).sum())
     lines = [
         "# Replicas ahead of load",
         "",
@@ -199,30 +200,28 @@ def page(file: str, rows: list[dict[str, object]], took_s: float) -> list[str]:
         "and how long they are held; the predictive one also its level and how far it looks ahead. "
         "Clairvoyant knows the load to come.",
         "",
-        f"**The goal, 20 % fewer replica-hours at no more violations, is met in {len(goal)} of "
-        f"{len(ahead)} cases.** Median saving {ahead['saved'].median():.1%} "
-        f"(from {ahead['saved'].min():.1%} to {ahead['saved'].max():.1%}); no more violations of "
-        f"either kind in {int(ahead['no_more'].sum())} of {len(ahead)}. Clairvoyant: median "
-        f"{bound['saved'].median():.1%}.",
+        f"**The goal, {GOAL:.0%} fewer replica-hours at no more violations, is met in {goal} of "
+        f"{len(ahead)} cases.** Median saving {ahead['saved'].median():.1%} (from "
+        f"{ahead['saved'].min():.1%} to {ahead['saved'].max():.1%}); no more violations of either "
+        f"kind in {int(no_more.sum())} of {len(ahead)}, and there the median saving is "
+        f"{ahead.loc[no_more, 'saved'].median():.1%}. Of {cases} cases {cases - len(ahead)} cannot "
+        "be compared, since one of the two rules keeps the SLA with no setting on the days of "
+        f"tuning. Clairvoyant saves {bound['saved'].median():.1%} in the median, and {GOAL:.0%} or "
+        f"more in {int((bound['saved'] >= GOAL).sum())} of {len(bound)}.",
         "",
         "| series | start-up | SLA | rule | setting | replica-hours | saved | time beyond | "
         "requests beyond | no more violations |",
         "|" + "---|" * 10,
     ]
-    for one in table.itertuples():
-        compared = (
-            ["", ""]
-            if one.rule == "reactive"
-            else [
-                f"{one.saved:.1%}",
-                "yes" if one.no_more else "no",
-            ]
-        )
-        lines.append(
-            f"| {one.series} | {one.start_s} s | {one.sla:.1%} | {one.rule} | {one.setting} | "
-            f"{one.hours:.0f} | {compared[0]} | {one.times:.2%} | {one.requests:.3%} | "
-            f"{compared[1]} |"
-        )
+    for one in rows:
+        cells = [one["series"], f"{one['start_s']} s", f"{one['sla']:.1%}", one["rule"]]
+        cells.append(one["setting"])
+        cells += [f"{one['hours']:.0f}"] if "hours" in one else [""]
+        known = "saved" in one and one["rule"] != "reactive"
+        cells += [f"{one['saved']:.1%}" if known else ""]
+        cells += [f"{one['times']:.2%}", f"{one['requests']:.3%}"] if "hours" in one else ["", ""]
+        cells.append(("yes" if one["no_more"] else "no") if known else "")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return [*lines, ""]
 
 

@@ -61,14 +61,14 @@ def predict(
 ) -> tuple[Forecasts, Vector]:
     """Count, forecast and store; a repeat stores the same again."""
     from optimizer.forecasting import forecast as forecast_rates
+    from optimizer.near_forecast import STEP_S
     from optimizer.settings import Autoscaling
     from serving.traffic import rates, store_forecast
 
     dsn = settings.postgres_dsn()
     scaling = settings.serving.autoscaling or Autoscaling()
     seen = rates(dsn, decision_point, until - timedelta(days=days), until)
-    asked = {"lead_s": scaling.ahead_s} if scaling.ahead_s else {}
-    made = forecast_rates(seen, lead_level=scaling.ahead_level, **asked)
+    made = forecast_rates(seen, lead_s=scaling.ahead_s or STEP_S, lead_level=scaling.ahead_level)
     store_forecast(dsn, decision_point, until, made)
     return made, seen
 

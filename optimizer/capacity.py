@@ -9,7 +9,8 @@ time when what is asked for now is ready,
 
 So a rise that the forecast knows is met before it comes, a level that the forecast missed is
 corrected by what is measured, and the headroom is as wide as the forecast has lately been wrong.
-Without a forecast, or with one that has run out, what is measured decides alone.
+Without a forecast, with one that has run out, and where more than `KNOWN` times the forecast is
+measured, so that it does not know this load (an outage that ends), what is measured decides alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from dataclasses import dataclass
 from optimizer.errors import InvalidInput
 from optimizer.near_forecast import STEP_S, NearForecast
 
-__all__ = ["Outlook", "outlook", "replicas_for", "required_rate"]
+__all__ = ["KNOWN", "Outlook", "outlook", "replicas_for", "required_rate"]
+
+KNOWN = 3.0
+"""Beyond this factor a deviation says nothing about how much of it stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ def required_rate(measured: float, expected: Outlook | None) -> float:
     >>> required_rate(30.0, Outlook(10.0, 20.0, 0.0, 0.0))
     30.0
     """
-    if expected is None:
+    if expected is None or 1.0 + measured > KNOWN * (1.0 + expected.now):
         return measured
     deviation = math.log1p(measured) - math.log1p(expected.now)
     later = math.log1p(expected.ahead) + expected.persistence * deviation + expected.margin

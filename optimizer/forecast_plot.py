@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def draw_forecast(rates: Vector, made_at: datetime, made: Forecasts, file: Path)
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import dates, pyplot
+    from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(10, 4.5))
     shown = np.asarray(rates, dtype=float)[-_SHOWN_STEPS:]
@@ -55,11 +56,12 @@ def draw_forecast(rates: Vector, made_at: datetime, made: Forecasts, file: Path)
         axes.plot(at, room, color="C3", linestyle=":", label=f"room, {made.near.level:.0%}")
     axes.set_ylabel("requests/s")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(axes.xaxis.get_major_locator()))
+    figure.autofmt_xdate()
     axes.legend(loc="upper left", fontsize=8)
     figure.savefig(file, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
 
 
-def _times(start: datetime, count: int, step: timedelta = _STEP) -> list[datetime]:
+def _times(start: datetime, count: int, step: timedelta = _STEP) -> Any:
+    """A list of times; matplotlib takes them, its annotations only numbers."""
     return [start + number * step for number in range(count)]

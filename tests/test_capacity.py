@@ -1,7 +1,7 @@
 """Room for what is measured and what is expected; what replicas tell, and what the policy makes."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -33,13 +33,19 @@ def test_there_is_always_room_for_what_is_measured(
     assert required >= measured
     wider = Outlook(now, now + more, persistence, margin + 0.1)
     assert required_rate(measured, wider) >= required
+    assert required <= max(measured, 3 * np.expm1(np.log1p(now + more) + margin) + 2) * (1 + 1e-9)
 
 
 def test_a_deviation_is_expected_to_stay_in_part() -> None:
     half = Outlook(now=99.0, ahead=199.0, persistence=0.5, margin=0.0)
     assert required_rate(99.0, half) == pytest.approx(199.0)
     assert required_rate(24.0, half) == pytest.approx(99.0)
-    assert required_rate(99.0 * 4 + 3, half) == pytest.approx(399.0)
+    assert required_rate(99.0 * 2.25 + 1.25, half) == pytest.approx(299.0)
+
+
+def test_a_forecast_that_does_not_know_the_load_is_left_aside() -> None:
+    """An outage that ends where the forecast has it end later: 2000 times 2000 is no load."""
+    assert required_rate(2000.0, Outlook(0.0, 2000.0, 0.9, 0.1)) == 2000.0
 
 
 def test_the_highest_rate_until_then_counts_and_loads_add_up() -> None:
@@ -112,9 +118,7 @@ def test_replicas_follow_stored_forecasts_until_they_run_out(settings) -> None:
     clock = [time.time()]
     made_at = datetime.fromtimestamp(clock[0], UTC) - timedelta(minutes=5)
     load = ExpectedLoad(dsn, ["chat", "mail"], 600.0, every_s=0.05, clock=lambda: clock[0])
-    random = np.random.default_rng(3)
-    made = forecast(np.exp(2.0 + 0.3 * random.normal(size=5 * 144)), tested_h=48)
-    assert made.near is not None and len(made.near.rates) == NEAR_STEPS
+    made = replace(forecast(np.full(400, 2.0)), near=RISING)
     store_forecast(dsn, "chat", made_at, made)
     load.read()
     assert load.report() == {}  # nothing is known of the other decision point
@@ -124,7 +128,7 @@ def test_replicas_follow_stored_forecasts_until_they_run_out(settings) -> None:
     while not load.report():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert load.report()["expected_now"] == pytest.approx(2 * made.near.rates[0])
+    assert load.report()["expected_now"] == pytest.approx(2 * RISING.rates[0])
     clock[0] += 3 * 3600
     assert load.report() == {}
     load.close(5)

@@ -9,12 +9,14 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
+from infra.cli import main
 from optimizer.settings import Settings
 from serving import ledger
 from serving.traffic import newest_forecast
 
-DAYS = 4
+DAYS = 3
 
 
 def traffic(dsn: str, until: datetime) -> None:
@@ -33,7 +35,10 @@ def traffic(dsn: str, until: datetime) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_forecast_is_stored_shown_and_drawn(
-    settings: Callable[..., Settings], flows: Any, mlflow_url: str
+    settings: Callable[..., Settings],
+    flows: Any,
+    mlflow_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scaling = {"ahead_s": 600.0, "decisions_per_s": 0.005}
     platform = settings(mlflow_url=mlflow_url, serving={"autoscaling": scaling})
@@ -53,7 +58,10 @@ def test_a_forecast_is_stored_shown_and_drawn(
     files = httpx.get(f"{api}/artifacts/list", params={"run_id": run_id}).json()["files"]
     assert [(one["path"], one["file_size"] > 10_000) for one in files] == [("forecast.png", True)]
 
-    shown = json.loads(flows.python(platform, "-m", "infra.cli", "forecast", "--json"))
+    monkeypatch.setenv("LLMOPT_SETTINGS", flows.environment(platform)["LLMOPT_SETTINGS"])
+    answer = CliRunner().invoke(main, ["forecast", "--json"])
+    assert answer.exit_code == 0 and made.method in answer.stderr
+    shown = json.loads(answer.stdout)
     (point,) = shown["decision_points"]
     assert datetime.fromisoformat(point["made_at"]) == made_at
     assert point["near"]["rates"] == list(made.near.rates)
