@@ -198,7 +198,7 @@ def page(file: str, rows: list[dict[str, Any]], took_s: float) -> list[str]:
         "when it is asked for. Between ten-minute means the load is a straight line with noise "
         f"(index of dispersion {DISPERSION:g}). Rules choose how full replicas are planned (use) "
         "and how long they are held; the predictive one also its level and how far it looks ahead. "
-        "Clairvoyant knows the load to come; it is no strict bound, since it hardly has violations.",
+        "Clairvoyant knows the load to come; no strict bound, since it hardly has violations.",
         "",
         f"**The goal, {GOAL:.0%} fewer replica-hours at no more violations, is met in {goal} of "
         f"{len(ahead)} cases.** Median saving {ahead['saved'].median():.1%} (from "
