@@ -54,11 +54,12 @@ def retire(settings: Settings, step: str, now: datetime, dry_run: bool) -> list[
     """One of `STEPS`, also without Prefect's engine around it."""
     days = settings.retention
     if step == "reports":
-        from flows.report import EXPERIMENT
+        from flows.forecast import EXPERIMENT as FORECASTS
+        from flows.report import EXPERIMENT as REPORTS
         from registry.old_runs import drop_runs  # MLflow takes seconds to import
 
         before = now - timedelta(days=days.reports_days)
-        runs = drop_runs(settings.mlflow_address, (EXPERIMENT,), before, dry_run=dry_run)
+        runs = drop_runs(settings.mlflow_address, (REPORTS, FORECASTS), before, dry_run=dry_run)
         return [Expired("reports", f"{name} in MLflow", count) for name, count in runs.items()]
     if step == "runs":
         from flows.deployments import DEPLOYMENTS

@@ -12,6 +12,7 @@ from infra.budget_cli import budget
 from infra.drift_cli import alerts, drift
 from infra.experiments_cli import experiments
 from infra.features_cli import features
+from infra.forecast_cli import forecast
 from infra.learner_cli import learner
 from infra.models_cli import models
 from infra.pareto_cli import pareto
@@ -37,6 +38,7 @@ main.add_typer(features, name="features")
 main.add_typer(rewards, name="rewards")
 main.add_typer(alerts, name="alerts")
 main.command()(drift)
+main.command()(forecast)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 

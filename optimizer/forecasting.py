@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from optimizer.errors import InvalidInput
+from optimizer.near_forecast import NearForecast, near_forecast
 from optimizer.records import Matrix, Vector
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "conformal_width",
     "forecast",
     "steps",
+    "walk",
 ]
 
 STEPS_AN_HOUR = 6
@@ -81,12 +83,15 @@ class Forecasts:
     wape
         Error of each method at one hour over the backtest: sum of absolute errors divided by the
         sum of rates. Empty where the past is too short.
+    near
+        The next three hours step by step; None where the past is too short.
     """
 
     method: str
     reason: str
     horizons: tuple[Forecast, ...]
     wape: Mapping[str, float]
+    near: NearForecast | None = None
 
 
 class _Method(Protocol):
@@ -97,7 +102,13 @@ class _Method(Protocol):
         """What came next."""
 
 
-def forecast(rates: Vector, tested_h: int = 96, level: float = 0.9) -> Forecasts:
+def forecast(
+    rates: Vector,
+    tested_h: int = 96,
+    level: float = 0.9,
+    lead_s: float = 600.0,
+    lead_level: float = 0.95,
+) -> Forecasts:
     """Forecast what follows.
 
     Parameters
@@ -109,6 +120,8 @@ def forecast(rates: Vector, tested_h: int = 96, level: float = 0.9) -> Forecasts
         many.
     level
         Share of cases that intervals are to cover, in (0, 1).
+    lead_s, lead_level
+        What the margin of `Forecasts.near` is for, see `near_forecast`.
 
     Raises
     ------
@@ -129,13 +142,15 @@ def forecast(rates: Vector, tested_h: int = 96, level: float = 0.9) -> Forecasts
         ahead = _Naive(rates).ahead()
         reason = f"{len(rates) / _DAY:.1f} days are known, 3 are needed to compare methods"
         return Forecasts("naive", reason, _means(ahead, None, level), {})
-    tested = {name: backtest(rates, name, origins) for name in METHODS}
+    walks = {name: walk(rates, name, origins) for name in METHODS}
+    tested = {name: _by_horizon(walked) for name, walked in walks.items()}
     wape = {name: _wape(found) for name, found in tested.items()}
     method = min(METHODS, key=lambda name: (wape[name], METHODS.index(name)))
     told = ", ".join(f"{name} {wape[name]:.3f}" for name in METHODS)
     reason = f"least error an hour ahead over the last {origins} hours (WAPE): {told}"
     ahead = _make(method, rates).ahead()
-    return Forecasts(method, reason, _means(ahead, tested[method], level), wape)
+    near = near_forecast(ahead, walks[method], lead_s, lead_level)
+    return Forecasts(method, reason, _means(ahead, tested[method], level), wape, near)
 
 
 def backtest(rates: Vector, method: str, origins: int) -> dict[int, Matrix]:
@@ -156,17 +171,37 @@ def backtest(rates: Vector, method: str, origins: int) -> dict[int, Matrix]:
     -------
     By horizon in hours, shape (m, 2): forecast and truth of those origins whose truth is known.
     """
+    return _by_horizon(walk(rates, method, origins))
+
+
+def walk(rates: Vector, method: str, origins: int) -> list[tuple[Vector, Vector]]:
+    """The same step by step: what was said at each of the last hours, and what came, where known.
+
+    Parameters
+    ----------
+    rates, method, origins
+        As in `backtest`.
+
+    Returns
+    -------
+    Of each origin, oldest first, shapes (n,) and (m,), m at most n.
+    """
     start = len(rates) - origins * STEPS_AN_HOUR
     model = _make(method, rates[:start])
-    found: dict[int, list[tuple[float, float]]] = {hours: [] for hours in HORIZONS_H}
+    walked = []
     for origin in range(start, len(rates), STEPS_AN_HOUR):
-        ahead = model.ahead()
+        walked.append((model.ahead(), rates[origin : origin + _AHEAD]))
+        model.see(rates[origin : origin + STEPS_AN_HOUR])
+    return walked
+
+
+def _by_horizon(walked: list[tuple[Vector, Vector]]) -> dict[int, Matrix]:
+    found: dict[int, list[tuple[float, float]]] = {hours: [] for hours in HORIZONS_H}
+    for said, came in walked:
         for hours, pairs in found.items():
             steps = hours * STEPS_AN_HOUR
-            if origin + steps <= len(rates):
-                truth = rates[origin : origin + steps]
-                pairs.append((float(ahead[:steps].mean()), float(truth.mean())))
-        model.see(rates[origin : origin + STEPS_AN_HOUR])
+            if steps <= len(came):
+                pairs.append((float(said[:steps].mean()), float(came[:steps].mean())))
     return {hours: np.array(pairs).reshape(-1, 2) for hours, pairs in found.items()}
 
 

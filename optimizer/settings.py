@@ -291,6 +291,19 @@ class Autoscaling(_Strict):
     )
     upscale_delay_s: float = Field(10.0, ge=0, description="load must last so long to add one")
     downscale_delay_s: float = Field(300.0, ge=0, description="and be gone so long to take one")
+    ahead_s: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="how early a replica must be asked for: the hourly forecast is looked at so "
+        "far ahead; 0 goes by the measured load alone",
+    )
+    ahead_level: float = Field(
+        0.95,
+        ge=0.5,
+        le=0.99,
+        description="share of cases in which the load so far ahead must find room",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Autoscaling:

@@ -15,6 +15,7 @@ from ray import serve
 from optimizer.settings import Settings
 from serving.api import Api
 from serving.autoscaling import DecisionRate, autoscaling_config
+from serving.expected_load import ExpectedLoad
 from serving.fast_lane import FastLane, listen
 from serving.learning import Learning
 from serving.replica_state import ReplicaState
@@ -57,6 +58,12 @@ class Replica:
         self._state = await asyncio.to_thread(ReplicaState, content)
         self._api = Api(self._state)
         self._rate = DecisionRate(self._state.decisions)
+        scaling = content.serving.autoscaling
+        self._expected = ExpectedLoad(
+            content.postgres_dsn(),
+            [point.name for point in content.decision_points],
+            0.0 if scaling is None else scaling.ahead_s,
+        )
         config = uvicorn.Config(
             self._api,
             loop="none",
@@ -78,8 +85,8 @@ class Replica:
         return self._api
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell Ray Serve how busy this replica is."""
-        return self._rate.report()
+        """Tell Ray Serve how busy this replica is, and what is expected of all."""
+        return self._rate.report() | self._expected.report()
 
     async def check_health(self) -> None:
         """Fail, so that Ray replaces this replica, if the fast lane has stopped."""
@@ -88,6 +95,7 @@ class Replica:
 
     async def __del__(self) -> None:
         self._server.should_exit = True
+        self._expected.close(0.0)
         await asyncio.to_thread(self._state.close)
 
 

@@ -1,16 +1,20 @@
-"""How many replicas: by the decisions they make, whichever door these come in by.
+"""How many replicas: by the decisions they make, whichever door these come in by, and by forecast.
 
-Ray Serve's own rule counts requests at its ingress; it does not see the fast lane.
+Ray Serve's own rule counts requests at its ingress; it does not see the fast lane. What is expected
+comes with the figures of the replicas (`serving.expected_load`), so that the policy, which runs in
+Ray's controller, only computes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from optimizer.capacity import Outlook, replicas_for, required_rate
 from optimizer.settings import Autoscaling
+from serving.expected_load import EXPECTED
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingConfig, AutoscalingContext
@@ -60,10 +64,25 @@ class replicas_for_rate:  # noqa: N801  Ray calls it as a function, with state o
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """The number of replicas wanted; Ray waits its delays and keeps to its bounds."""
-        rates = (context.aggregated_metrics or {}).get(_METRIC, {})
+        metrics = context.aggregated_metrics or {}
+        rates = metrics.get(_METRIC, {})
         if not rates:
             return context.target_num_replicas, {}
-        return max(math.ceil(sum(rates.values()) / self._target), 1), {}
+        wanted = required_rate(sum(rates.values()), _outlook(metrics))
+        return replicas_for(wanted, self._target), {}
+
+
+def _outlook(metrics: Mapping[str, Mapping[Any, float]]) -> Outlook | None:
+    """What the replica tells that expects most; None if none expects anything."""
+    names = {field.name: f"{EXPECTED}{field.name}" for field in fields(Outlook)}
+    told = [
+        Outlook(**{name: metrics[figure][replica] for name, figure in names.items()})
+        for replica in metrics.get(names["ahead"], {})
+        if all(replica in metrics.get(figure, {}) for figure in names.values())
+    ]
+    # Ray makes 0 of a figure that is no longer told.
+    known = [one for one in told if one.ahead > 0]
+    return max(known, key=lambda one: one.ahead, default=None)
 
 
 def autoscaling_config(wanted: Autoscaling) -> AutoscalingConfig:

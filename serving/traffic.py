@@ -9,6 +9,7 @@ import msgspec
 import psycopg
 
 from optimizer.forecasting import Forecast, Forecasts
+from optimizer.near_forecast import NearForecast
 
 if TYPE_CHECKING:
     from optimizer.records import Vector
@@ -77,8 +78,12 @@ def newest_forecast(dsn: str, decision_point: str) -> tuple[datetime, Forecasts]
         ).fetchone()
     if row is None:
         return None
-    horizons = tuple(Forecast(**one) for one in row[1]["horizons"])
-    return row[0], Forecasts(row[1]["method"], row[1]["reason"], horizons, row[1]["wape"])
+    made = row[1]
+    horizons = tuple(Forecast(**one) for one in made["horizons"])
+    near = made.get("near")  # forecasts that were stored by older versions have none
+    if near is not None:
+        near = NearForecast(**{**near, "rates": tuple(near["rates"])})
+    return row[0], Forecasts(made["method"], made["reason"], horizons, made["wape"], near)
 
 
 def _create_table(connection: psycopg.Connection[Any]) -> None:

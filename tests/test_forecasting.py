@@ -30,6 +30,8 @@ def test_the_seasonal_one_wins_where_days_repeat() -> None:
     assert made.method == "seasonal naive"
     assert made.wape["seasonal naive"] < 0.5 * made.wape["naive"]
     assert set(made.wape) == set(METHODS)
+    assert made.near is not None
+    assert np.mean(made.near.rates[:6]) == pytest.approx(made.horizons[0].rate)
 
 
 def test_arima_or_its_mean_wins_where_noise_returns_to_nothing() -> None:
