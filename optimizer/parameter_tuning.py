@@ -138,7 +138,7 @@ def tune_parameters(
 
     def judge(trial: optuna.Trial) -> tuple[float, float]:
         setting = {name: trial.params[name] for name in space.ranges}
-        parameters = trial.user_attrs.get("parameters") or {**present, **setting}
+        parameters = trial.user_attrs.get("parameters", {**present, **setting})
         trial.set_user_attr("parameters", parameters)
         # The setting in use is needed to the end: all others are compared with it.
         others = [] if parameters == dict(present) else _parts_of_finished(study)

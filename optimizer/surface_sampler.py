@@ -57,8 +57,16 @@ def distributions(space: ParameterSpace) -> dict[str, BaseDistribution]:
     }
 
 
-def evaluated(trials: list[FrozenTrial], *, complete: bool = False) -> list[Evaluated]:
-    """What trials have shown; also those that were pruned, unless ``complete``."""
+def evaluated(
+    trials: list[FrozenTrial], *, complete: bool = False, elsewhere: str = ""
+) -> list[Evaluated]:
+    """What trials have shown; also those that were pruned, unless ``complete``.
+
+    Parameters
+    ----------
+    elsewhere
+        Their task type, where it is not the one that is tuned.
+    """
     found = []
     for trial in trials:
         values = trial.values
@@ -69,5 +77,5 @@ def evaluated(trials: list[FrozenTrial], *, complete: bool = False) -> list[Eval
         if values is not None:
             errors = trial.user_attrs.get(_ERRORS, (0.0, 0.0))
             parameters: Mapping[str, Any] = trial.user_attrs.get(_PARAMETERS, trial.params)
-            found.append(Evaluated(parameters, *values, *errors))
+            found.append(Evaluated(parameters, *values, *errors, elsewhere))
     return found

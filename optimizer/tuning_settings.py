@@ -46,3 +46,11 @@ class TuningSettings(BaseModel):
     share: float = Field(
         0.2, gt=0, le=1, description="of the units, for the experiment that is drafted"
     )
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Of what is tuned."""
+        named = {
+            "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens
+        }  # fmt: skip
+        return {name: ends for name, ends in named.items() if ends is not None}
