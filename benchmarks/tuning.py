@@ -260,7 +260,8 @@ def _report(
             "setting reaches is its expected worth without noise. `warm` knows what three arms of "
             f"the model have shown at up to {_KNOWN_TASKS} other task types, {_KNOWN_REQUESTS} "
             f"requests each; `other tasks searched` knows {_SEARCHED} settings at up to "
-            f"{_SEARCHED_TASKS} of them, {_REQUESTS} requests each. Medians with 95 % bootstrap intervals over seeds.",
+            f"{_SEARCHED_TASKS} of them, {_REQUESTS} requests each. Medians with 95 % bootstrap "
+            "intervals over seeds.",
             "",
             f"## Trials until one reaches {REACHED:.0%}",
             "",
