@@ -40,9 +40,10 @@ def parts_of(given: Any) -> Iterator[tuple[float, float]]:
     InvalidInput
         Showing what it gave.
     """
-    if not isinstance(given, Iterable):
+    single = _is_pair(given)
+    if not single and not isinstance(given, Iterable):
         raise _wrong(given, "a pair (quality, cost_usd), or an iterable of pairs")
-    for pair in (given,) if _is_pair(given) else given:
+    for pair in (given,) if single else given:
         if not _is_pair(pair):
             raise _wrong(pair, "a pair of numbers (quality, cost_usd)")
         quality, cost = float(pair[0]), float(pair[1])

@@ -44,7 +44,7 @@ def draw_study(
     from optuna.trial import TrialState
     from optuna.visualization import matplotlib as plots
 
-    told = {} if value is None else {"target": value, "target_name": value_name}
+    told: dict[str, Any] = {} if value is None else {"target": value, "target_name": value_name}
     drawn: list[tuple[str, Callable[[], Any]]] = [
         ("history", lambda: plots.plot_optimization_history(study, **told))
     ]

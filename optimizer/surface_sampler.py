@@ -75,7 +75,8 @@ def evaluated(
         elif trial.state != TrialState.COMPLETE:
             continue
         if values is not None:
-            errors = trial.user_attrs.get(_ERRORS, (0.0, 0.0))
+            quality, cost = values
+            quality_error, cost_error = trial.user_attrs.get(_ERRORS, (0.0, 0.0))
             parameters: Mapping[str, Any] = trial.user_attrs.get(_PARAMETERS, trial.params)
-            found.append(Evaluated(parameters, *values, *errors, elsewhere))
+            found.append(Evaluated(parameters, quality, cost, quality_error, cost_error, elsewhere))
     return found
