@@ -72,7 +72,7 @@ DEPLOYMENTS = (
         tune,
         "tune",
         "30 2 * * *",
-        "Better hyper-parameters for the policies, searched for on logged traffic and offered.",
+        "Better settings of policies and parameters of models, searched for and only offered.",
         ("policies",),
     ),
     Deployed(

@@ -1,4 +1,4 @@
-"""Nightly: are there better hyper-parameters for the policy? What is found is only offered."""
+"""Nightly: are there better settings, of policies and of models? What is found is only offered."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.artifacts import artifact_key
+from flows.tune_parameters import tune_models
 from optimizer.settings import DecisionPoint, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -34,14 +35,17 @@ Trials = Annotated[
 
 @flow(name="tune", timeout_seconds=4 * 3600)
 def tune(days: Days = 7, trials: Trials = 30) -> dict[str, str]:
-    """Search for better policy settings on the logged traffic of every decision point.
+    """Search for better settings at every decision point.
+
+    Those of the policy on logged traffic; then the parameters of the models, by an evaluator if the
+    settings name one (`tuning`), else between arms that were logged.
 
     Parameters
     ----------
     days
         Length of the span that is searched on, from 1 to 366 days.
     trials
-        Settings that are tried at each decision point, from 1 to 1000.
+        Settings of the policy that are tried at each decision point, from 1 to 1000.
 
     Returns
     -------
@@ -56,7 +60,8 @@ def tune(days: Days = 7, trials: Trials = 30) -> dict[str, str]:
             variant = offer(settings, point, found) if found.better else None
             message = _sentence(found, variant)
         show(point.name, end, found, message)
-        said[point.name] = message
+        parameters = tune_models(settings, point, end - timedelta(days=days), end)
+        said[point.name] = f"{message}; {parameters}"
     return said
 
 

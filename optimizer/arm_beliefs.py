@@ -29,7 +29,15 @@ from optimizer.offpolicy.outcome_model import Predictions, predict_arms
 from optimizer.records import Arm, Indices, Matrix, Vector
 from optimizer.reward import Objective
 
-__all__ = ["FEWEST_REWARDS", "ArmEvidence", "Beliefs", "believe", "gather", "settings_between"]
+__all__ = [
+    "FEWEST_REWARDS",
+    "ArmEvidence",
+    "Beliefs",
+    "arm_means",
+    "believe",
+    "gather",
+    "settings_between",
+]
 
 FEWEST_REWARDS = 200
 """Decisions with a complete reward, below which nothing is planned on them."""
@@ -141,12 +149,12 @@ def gather(log: LoggedDecisions, arms: Sequence[Arm], objective: Objective) -> A
             "decisions", number, f"{FEWEST_REWARDS} decisions with a complete reward, or more"
         )
     kept = log.rows(complete)
-    reward, reward_error = _means(kept, rewards[complete], 1.0)
+    reward, reward_error = arm_means(kept, rewards[complete], 1.0)
     cost, cost_error = np.full(log.arm_count, np.nan), np.full(log.arm_count, np.nan)
     priced = np.isfinite(log.cost_usd)
     if priced.sum() >= FEWEST_REWARDS:
         values = log.cost_usd[priced]
-        cost, cost_error = _means(log.rows(priced), values, float(values.max()))
+        cost, cost_error = arm_means(log.rows(priced), values, float(values.max()))
         cost = np.maximum(cost, 0.0)
     champion = kept.of_role("champion") or kept
     counts = np.bincount(champion.arms, minlength=log.arm_count)
@@ -222,8 +230,20 @@ def believe(evidence: ArmEvidence, extra: Sequence[Arm] = ()) -> Beliefs:
     return Beliefs(settings, len(evidence.arms), mean + level, (covariance + covariance.T) / 2)
 
 
-def _means(log: LoggedDecisions, values: Vector, span: float) -> tuple[Vector, Vector]:
-    """Doubly robust means of the arms, and their standard errors."""
+def arm_means(log: LoggedDecisions, values: Vector, span: float) -> tuple[Vector, Vector]:
+    """Doubly robust means of the arms, and their standard errors.
+
+    Parameters
+    ----------
+    values
+        Shape (n,), finite.
+    span
+        How far values can lie apart, above 0.
+
+    Returns
+    -------
+    Each of shape (k,); NaN of an arm that was never drawn.
+    """
     expected = predict_arms(log.features, log.arms, values, log.arm_count)
     of_drawn = expected[np.arange(len(log)), log.arms]
     means, errors = np.full(log.arm_count, np.nan), np.full(log.arm_count, np.nan)

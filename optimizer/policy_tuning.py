@@ -27,7 +27,7 @@ from optimizer.reward import Objective
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["ENOUGH", "Tuned", "search"]
+__all__ = ["ENOUGH", "Tuned", "opened", "search"]
 
 ENOUGH = 400
 """Decisions with a known reward, of which a log needs so many."""
@@ -112,7 +112,7 @@ def search(
         )
     study = optuna.create_study(
         study_name=study_name,
-        storage=None if storage is None else _opened(storage),
+        storage=None if storage is None else opened(storage),
         direction="maximize",
         load_if_exists=True,
         sampler=_sampler(seed),
@@ -137,7 +137,8 @@ def search(
     return Tuned(present, best, rewards[0], rewards[1], finished, better), study
 
 
-def _opened(url: str) -> optuna.storages.BaseStorage:
+def opened(url: str) -> optuna.storages.BaseStorage:
+    """Optuna's storage at a URL."""
     import optuna
     from sqlalchemy.pool import NullPool
 

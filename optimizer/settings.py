@@ -43,6 +43,7 @@ from optimizer.records import Arm
 from optimizer.reward import Objective, Weights
 from optimizer.rollout.settings import CanarySettings
 from optimizer.signals import SignalSettings, signals_of
+from optimizer.tuning_settings import TuningSettings
 
 __all__ = [
     "ArmSettings",
@@ -365,6 +366,9 @@ class Settings(BaseSettings):
         FeatureLimits(), description="when features raise an alert"
     )
     drift: DriftSettings = Field(DriftSettings(), description="when drift is told, what is done")
+    tuning: TuningSettings = Field(
+        TuningSettings(), description="how parameters of models are tuned"
+    )
     alerts: AlertSettings = Field(AlertSettings(), description="where people are told")
     mlflow_artifacts: str | None = Field(
         None,
