@@ -23,6 +23,7 @@ from scipy import stats
 
 from infra.recordings import PARETOBANDIT, load_recording
 from optimizer.budget_plan import BudgetPlan, Demand, InfeasibleBudget, Option, plan_budget
+from optimizer.dual_price import Frontier
 from optimizer.pacer import Pacer, Tier
 from optimizer.recorded import RecordedOutcomes
 from optimizer.records import Matrix
@@ -126,28 +127,19 @@ def run_day(
     cheapest = int(mean_cost.argmin())
     usd = dict.fromkeys(range(24), 0.0)
     volume = dict.fromkeys(range(24), 0.0)
-    of_critical = dict.fromkeys(range(24), 0.0)
-    critical_usd = dict.fromkeys(range(24), 0.0)
+    of_critical = 0.0
     for one in plan.allocations:
         hour = int(one.demand.period)
         usd[hour] += one.cost_usd
         volume[hour] += one.demand.requests
-        if one.demand.critical:
-            of_critical[hour] += one.demand.requests
-            critical_usd[hour] += one.cost_usd
-    share = sum(of_critical.values()) / sum(volume.values())
+        of_critical += one.demand.requests * one.demand.critical
+    share = of_critical / sum(volume.values())
     tiers = {
-        "critical": Tier(
-            1.0,
-            promise.critical,
-            True,
-            share,
-            1.2 * sum(critical_usd.values()) / sum(of_critical.values()),
-        ),
-        "other": Tier(1.0, promise.other),
+        "critical": Tier(1.0, promise.critical, True, share),
+        "other": Tier(1.0, promise.other, False, 1.0 - share),
     }
-    pacer = Pacer(world.dearest_usd, 1.2 * float(mean_cost[cheapest]), tiers)
-    fixed = plan.price
+    pacer = Pacer(len(mean_cost), tiers)
+    price = _fixed_price(world, sum(usd.values()) / sum(volume.values()))
     expected_quality = world.expected_quality.tolist()
     expected_cost = world.expected_cost_usd.tolist()
     best_cost = world.cost_usd[
@@ -166,28 +158,29 @@ def run_day(
         taken = np.zeros(len(at), dtype=np.int64)
         for step, (when, prompt) in enumerate(zip(at.tolist(), prompts.tolist(), strict=True)):
             quality, cost = expected_quality[prompt], expected_cost[prompt]
-            tier = "critical" if is_critical[step] else "other"
             if way == "pacer":
+                tier = "critical" if is_critical[step] else "other"
                 arm = pacer.choose(tier, quality, cost, when)
+                paid = float(world.cost_usd[prompt, arm])
+                pacer.pay(tier, arm, paid, float(world.quality[prompt, arm]), when)
             elif way == "fixed price":
-                arm = max(range(len(cost)), key=lambda a: quality[a] - fixed * cost[a])
+                arm = max(range(len(cost)), key=lambda a: quality[a] - price * cost[a])
             else:
                 arm = max(range(len(cost)), key=quality.__getitem__)
                 arm = cheapest if spent + world.dearest_usd[arm] > ceiling else arm
-            paid = float(world.cost_usd[prompt, arm])
-            spent += paid
-            pacer.pay(tier, arm, paid, float(world.quality[prompt, arm]), when)
+            spent += float(world.cost_usd[prompt, arm])
             taken[step] = arm
         got = world.quality[prompts, taken]
         ends = [got[one & is_critical] for one in _sixths(at)]
         rows.append(
             {
                 "requests": len(at),
+                "forecast": volume[hour],
                 "ceiling": ceiling,
                 "spent": spent,
-                "dear": float(world.cost_usd[prompts, taken][taken != cheapest].sum()),
                 "could spend": float(best_cost[prompts].sum()),
                 "needed": len(at) * floor_usd,
+                "dearest": float(world.cost_usd[prompts, taken].max()),
                 "quality": got.mean(),
                 "critical": got[is_critical].mean(),
                 "critical error": got[is_critical].std() / np.sqrt(max(is_critical.sum(), 1)),
@@ -196,6 +189,13 @@ def run_day(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _fixed_price(world: World, mean_usd: float) -> float:
+    """The one price at which a request of the day is expected to cost ``mean_usd``."""
+    one = Frontier.of(world.expected_quality, world.expected_cost_usd, mean_usd)
+    pays = one.cost_usd <= mean_usd
+    return float(one.prices[pays.argmax() if pays.any() else -1])
 
 
 def _floor_usd(world: World, promise: Promise, critical_share: float) -> float:
