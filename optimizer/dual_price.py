@@ -30,7 +30,7 @@ from optimizer.records import Matrix, Vector
 __all__ = ["Frontier", "Status", "TierPrices", "solve_prices"]
 
 _RUNGS = np.concatenate([[0.0], np.geomspace(1e-3, 1e4, 71)])
-"""Ten a decade, in units of (1 / mean cost): quality alone decides at the first, cost at the last."""
+"""Ten a decade, in units of (1 / mean cost): quality decides at the first, cost at the last."""
 
 _REACH = 0.99
 """A floor that is out of reach costs no more than this share of the best quality does: the last

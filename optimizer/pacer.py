@@ -13,6 +13,7 @@ that are not critical have to leave what critical ones need for their floors, to
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -53,6 +54,22 @@ _SHARE_WEIGHT = 100.0
 
 _REPAY = 20.0
 """Requests over which a shortfall of quality is paid back at the end of a period."""
+
+_REMEMBERED = (
+    "seen",
+    "expected",
+    "paid",
+    "ratio",
+    "judged",
+    "missed",
+    "bias",
+    "came",
+    "answered",
+    "got",
+    "turn",
+    "kept",
+    "pending",
+)
 
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
@@ -120,9 +137,9 @@ class Pacer:
     Examples
     --------
     >>> pacer = Pacer(2, {"all": Tier()})
-    >>> pacer.start(ceiling_usd=0.105, requests=100)
-    >>> [pacer.choose("all", [0.8, 0.9], [0.001, 0.02], at=0.01) for _ in range(12)].count(1)
-    1
+    >>> pacer.start(ceiling_usd=0.5, requests=100)
+    >>> [pacer.choose("all", [0.8, 0.9], [0.001, 0.02], at=0.0) for _ in range(6)]
+    [0, 1, 0, 0, 1, 0]
     """
 
     def __init__(self, arms: int, tiers: Mapping[str, Tier]) -> None:
@@ -146,7 +163,7 @@ class Pacer:
         self._answered = [0] * count
         self._got = [0.0] * count
         self._turn = 0
-        self._pending = (0.0, 0.0)
+        self._pending: Sequence[float] = (0.0, 0.0)
         self._kept = [0.0] * count
         self._period = _Period()
         self.prices: TierPrices | None = None
@@ -270,7 +287,9 @@ class Pacer:
             self._bias[arm] = self._missed[arm] / (_BIAS_WEIGHT + self._judged[arm])
         frontiers = [
             Frontier.of(
-                self._quality[p, :n] + self._bias, self._cost[p, :n] * self._ratio, max(float(unit), 1e-12)
+                self._quality[p, :n] + self._bias,
+                self._cost[p, :n] * self._ratio,
+                max(float(unit), 1e-12),
             )
             for p, n in zip(there, samples, strict=True)
         ]
@@ -307,7 +326,8 @@ class Pacer:
         expected = np.array([one.share for one in self._tiers.values()])
         expected = expected / expected.sum() if expected.sum() else np.ones_like(expected)
         came: Matrix = np.array(self._came) + _SHARE_WEIGHT * expected
-        return came / came.sum()
+        came /= came.sum()
+        return came
 
     def _needed(self, place: int, tier: Tier, to_come: float) -> float:
         """Mean quality of the requests to come with which the period keeps the floor."""
@@ -326,7 +346,23 @@ class Pacer:
 
     def state(self) -> dict[str, Any]:
         """Everything that is remembered, as JSON can hold it."""
-        return {
+        kept = {name: getattr(self, f"_{name}") for name in _REMEMBERED}
+        return copy.deepcopy(kept) | {
+            "quality": self._quality.tolist(),
+            "cost": self._cost.tolist(),
             "period": asdict(self._period),
             "prices": asdict(self.prices) if self.prices else None,
         }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave, of the same arms and tiers."""
+        content = copy.deepcopy(dict(state))
+        self._quality = np.array(content.pop("quality"))
+        self._cost = np.array(content.pop("cost"))
+        self._period = _Period(**content.pop("period"))
+        prices = content.pop("prices")
+        if prices is not None:
+            prices |= {name: tuple(prices[name]) for name in ("upper", "lower")}
+        self.prices = TierPrices(**prices) if prices else None
+        for name in _REMEMBERED:
+            setattr(self, f"_{name}", content[name])
