@@ -1,40 +1,77 @@
 r"""A dollar ceiling held request by request, hour by hour, with floors of quality.
 
-A request goes to the arm with the highest :math:`w_t (1 + \nu_t) q - \lambda c`, where :math:`w_t`
-is the value of quality in its tier. The price of a dollar :math:`\lambda` follows dual mirror
-descent (Balseiro, Lu, Mirrokni, "The Best of Many Worlds: Dual Mirror Descent for Online
-Allocation Problems", Operations Research 2023): after each request it is multiplied by
-:math:`\exp(\eta (c / \rho - 1))`, where :math:`\rho` is what is left of the ceiling for each
-request to come. The price :math:`\nu_t` of a tier's floor rises by
-:math:`\eta_q (floor - q)` and never falls below 0.
+A request goes to the arm with the highest :math:`q - p_t \, k c`, where :math:`p_t` is the price of
+a dollar in its tier and :math:`k` what an arm really cost for each dollar that was expected. Every
+few requests the prices are solved anew (`optimizer.dual_price`), so that the requests still to come
+cost what is left of the ceiling: on a sample of the last requests of each tier, with the floor that
+the rest of the period needs after what it has got so far.
 
-A price only steers. What holds the ceiling is a reserve: an arm may be taken only if its dearest
-request still leaves enough to answer everything to come with the cheapest arm, and tiers that are
-not critical have to leave what critical ones need for their floors, too.
+A price only steers. What holds the ceiling is a reserve: an arm may be taken only if what it is
+expected to cost still leaves enough to answer everything to come with the cheapest arm, and tiers
+that are not critical have to leave what critical ones need for their floors, too.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from optimizer.dual_price import Frontier, Status, TierPrices, solve_prices
 from optimizer.errors import InvalidInput
+from optimizer.records import Matrix
 
 __all__ = ["Pacer", "Tier"]
 
-_ETA = 0.01
-_ETA_FLOOR = 0.05
-_MOST_STEP = 40.0
-"""The step of a single dear request ends here; a lower limit would overlook what it cost."""
+_SAMPLE = 512
+"""Requests of each tier that prices are tried on."""
 
-_FLOOR_PRICE_MOST = 50.0
-_PRICES = (1e-4, 1e4)
-"""Of a mean request: below and above, quality or cost alone decides."""
+_SOLVE_EVERY = 32
+"""Requests between two solutions; fewer at the start and at the end of a period."""
 
 _MEMORY = 0.1
 """The rate of requests is that of the last tenth of the period."""
+
+_AHEAD = 1.0
+"""Standard errors of a Poisson count by which fewer requests are expected: what is spent too early
+is taken back by the price, what is left at the end is lost."""
+
+_RATIO_WEIGHT = 20.0
+"""Mean requests of an arm after which its own costs count as much as what was expected of it."""
+
+_RATIO_MEMORY = 1000.0
+"""Requests of an arm after which what its costs were before counts for 1/e."""
+
+_BIAS_WEIGHT = 200.0
+"""The same for its quality, which differs more from request to request."""
+
+_SHARE_WEIGHT = 100.0
+"""Requests after which the shares of tiers that came count as much as those that were expected."""
+
+_REPAY = 20.0
+"""Requests over which a shortfall of quality is paid back at the end of a period."""
+
+_REMEMBERED = (
+    "seen",
+    "expected",
+    "paid",
+    "ratio",
+    "judged",
+    "missed",
+    "bias",
+    "came",
+    "answered",
+    "got",
+    "turn",
+    "kept",
+    "pending",
+)
+
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +83,17 @@ class Tier:
     value
         Of a point of quality, above 0.
     quality_floor
-        Mean quality to keep, in [0, 1].
+        Mean quality to keep in each period, in [0, 1].
     critical
-        Whether money is kept back for it.
+        Whether its floor gives way last, and money is kept back for it.
     share
-        Expected share of all requests, in [0, 1].
-    floor_cost_usd
-        Mean cost of a request that keeps the floor; what is kept back for a critical tier.
+        Expected share of all requests, in [0, 1]; only the ratios of tiers matter.
     """
 
     value: float = 1.0
     quality_floor: float = 0.0
     critical: bool = False
-    share: float = 0.0
-    floor_cost_usd: float = 0.0
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.value) and self.value > 0):
@@ -67,71 +101,85 @@ class Tier:
         for name in ("quality_floor", "share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"tier.{name}", getattr(self, name), "in [0, 1]")
-        if not 0 <= self.floor_cost_usd < math.inf:
-            raise InvalidInput("tier.floor_cost_usd", self.floor_cost_usd, "0 or more")
 
 
 @dataclass(slots=True)
-class _State:
-    """What is remembered: a few numbers."""
+class _Period:
+    """What is known of the period that runs."""
 
     ceiling_usd: float = 0.0
     spent_usd: float = 0.0
     rate: float = 0.0
     seen_at: float = 0.0
-    price: float = 0.0
-    floor_prices: dict[str, float] = field(default_factory=dict)
+    requests: int = 0
+    solve_at: int = 0
 
 
 class Pacer:
     """Chooses arms so that a period costs its ceiling, and no more.
 
-    Deterministic: the same calls give the same choices. The ceiling is passed only if the cheapest
-    arm alone costs more than was kept back for it: then by requests of that arm, never of another.
+    Deterministic: the same calls give the same choices. The ceiling is passed by what one request
+    costs more than was expected of it, at most; and by requests of the cheapest arm if even these
+    cost more than was kept back for them.
 
     Parameters
     ----------
-    dearest_usd
-        Of each arm, at least one: the dearest request to expect, 0 or more. The larger of this and
-        what was seen bounds a request. The cheapest by this bound is the arm of last resort.
-    cheapest_usd
-        Mean cost of a request of that arm, with a margin; 0 or more.
+    arms
+        How many there are, at least one.
     tiers
         By name, at least one.
 
+    Attributes
+    ----------
+    prices
+        Those of now, in the order of tiers; None before the first request.
+
     Examples
     --------
-    >>> pacer = Pacer([0.001, 0.020], 0.001, {"all": Tier()})
-    >>> pacer.start(ceiling_usd=0.105, requests=100)
-    >>> [pacer.choose("all", [0.8, 0.9], [0.001, 0.02], at=0.01) for _ in range(2)]
-    [0, 0]
+    >>> pacer = Pacer(2, {"all": Tier()})
+    >>> pacer.start(ceiling_usd=0.5, requests=100)
+    >>> [pacer.choose("all", [0.8, 0.9], [0.001, 0.02], at=0.0) for _ in range(6)]
+    [0, 1, 0, 0, 1, 0]
     """
 
-    def __init__(
-        self, dearest_usd: Sequence[float], cheapest_usd: float, tiers: Mapping[str, Tier]
-    ) -> None:
-        if not dearest_usd or min(dearest_usd) < 0:
-            raise InvalidInput("dearest_usd", list(dearest_usd), "a cost of 0 or more of each arm")
+    def __init__(self, arms: int, tiers: Mapping[str, Tier]) -> None:
+        if arms < 1:
+            raise InvalidInput("arms", arms, "at least one")
         if not tiers:
             raise InvalidInput("tiers", {}, "at least one")
-        self._dearest = list(dearest_usd)
-        self._last_resort = min(range(len(dearest_usd)), key=dearest_usd.__getitem__)
-        self._cheapest = cheapest_usd
         self._tiers = dict(tiers)
-        self._state = _State(floor_prices=dict.fromkeys(tiers, 0.0))
+        self._place = {name: index for index, name in enumerate(tiers)}
+        count = len(tiers)
+        self._quality = np.zeros((count, _SAMPLE, arms))
+        self._cost = np.zeros((count, _SAMPLE, arms))
+        self._seen = [0] * count
+        self._expected = [0.0] * arms
+        self._paid = [0.0] * arms
+        self._ratio = [1.0] * arms
+        self._judged = [0.0] * arms
+        self._missed = [0.0] * arms
+        self._bias = [0.0] * arms
+        self._came = [0.0] * count
+        self._answered = [0] * count
+        self._got = [0.0] * count
+        self._turn = 0
+        self._pending: Sequence[float] = (0.0, 0.0)
+        self._kept = [0.0] * count
+        self._period = _Period()
+        self.prices: TierPrices | None = None
 
     @property
     def spent_usd(self) -> float:
         """In this period."""
-        return self._state.spent_usd
+        return self._period.spent_usd
 
     @property
-    def price(self) -> float:
-        """Value that a dollar must bring, 0 before the first period."""
-        return self._state.price
+    def status(self) -> Status:
+        """Whether money binds and floors hold, see `optimizer.dual_price`."""
+        return self.prices.status if self.prices else "unbound"
 
     def start(self, ceiling_usd: float, requests: float) -> None:
-        """Begin a period; prices stay as they were.
+        """Begin a period; what was learned of costs and requests stays.
 
         Parameters
         ----------
@@ -143,16 +191,15 @@ class Pacer:
         for name, amount in (("ceiling_usd", ceiling_usd), ("requests", requests)):
             if not (math.isfinite(amount) and amount > 0):
                 raise InvalidInput(name, amount, "finite and above 0")
-        now = self._state
-        now.ceiling_usd, now.spent_usd = ceiling_usd, 0.0
-        now.rate, now.seen_at = requests, 0.0
-        if not now.price:
-            now.price = 0.1 * requests / ceiling_usd
+        self._period = _Period(ceiling_usd=ceiling_usd, rate=requests)
+        self._answered = [0] * len(self._tiers)
+        self._got = [0.0] * len(self._tiers)
+        self._came = [0.5 * count for count in self._came]
 
     def choose(
         self, tier: str, quality: Sequence[float], cost_usd: Sequence[float], at: float
     ) -> int:
-        """Index of the arm to take.
+        """Index of the arm to take; each choice is followed by `pay`.
 
         Parameters
         ----------
@@ -163,33 +210,34 @@ class Pacer:
         at
             Time in the period, in [0, 1]; never earlier than before.
         """
-        own, now = self._tiers[tier], self._state
-        free = self._free(own, at)
-        worth = own.value * (1.0 + now.floor_prices[tier])
-        best, best_score = self._last_resort, -math.inf
-        for arm, bound in enumerate(self._dearest):
-            if bound > free and arm != self._last_resort:
-                continue
-            score = worth * quality[arm] - now.price * cost_usd[arm]
-            if score > best_score:
+        now, place = self._period, self._place[tier]
+        row = self._seen[place] % _SAMPLE
+        self._quality[place, row], self._cost[place, row] = quality, cost_usd
+        self._seen[place] += 1
+        if now.requests >= now.solve_at or self.prices is None:
+            self._solve(at)
+        assert self.prices is not None
+        self._turn += 1
+        upper = self._turn * _GOLDEN % 1.0 < self.prices.upper_share
+        price = (self.prices.upper if upper else self.prices.lower)[place]
+        ratio, bias = self._ratio, self._bias
+        free = now.ceiling_usd - now.spent_usd - self.to_come(at) * self._kept[place]
+        best, best_score = -1, -math.inf
+        cheapest, least = 0, math.inf
+        for arm, usd in enumerate(cost_usd):
+            usd *= ratio[arm]
+            if usd < least:
+                cheapest, least = arm, usd
+            score = quality[arm] + bias[arm] - price * usd
+            if score > best_score and usd <= free:
                 best, best_score = arm, score
-        return best
-
-    def _free(self, own: Tier, at: float) -> float:
-        """US dollars that this request may cost."""
-        to_come = self.to_come(at)
-        kept = to_come * self._cheapest
-        if not own.critical:
-            kept += to_come * sum(
-                one.share * max(one.floor_cost_usd - self._cheapest, 0.0)
-                for one in self._tiers.values()
-                if one.critical
-            )
-        return self._state.ceiling_usd - self._state.spent_usd - kept
+        taken = best if best >= 0 else cheapest
+        self._pending = cost_usd[taken], quality[taken]
+        return taken
 
     def to_come(self, at: float) -> float:
         """Requests that are still expected in this period, at its rate of late."""
-        now = self._state
+        now = self._period
         faded = now.rate * math.exp(-max(at - now.seen_at, 0.0) / _MEMORY)
         return max(1.0 - at, 0.0) * faded
 
@@ -204,30 +252,117 @@ class Pacer:
             In [0, 1]; what was expected of it if the truth comes later; None to leave the price of
             the floor as it is.
         """
-        now, own = self._state, self._tiers[tier]
+        now, place = self._period, self._place[tier]
         now.rate = now.rate * math.exp(-max(at - now.seen_at, 0.0) / _MEMORY) + 1.0 / _MEMORY
         now.seen_at = max(at, now.seen_at)
         now.spent_usd += cost_usd
-        self._dearest[arm] = max(self._dearest[arm], cost_usd)
-        to_come = max(self.to_come(at), 1.0)
-        target = max((now.ceiling_usd - now.spent_usd) / to_come, 1e-3 * now.ceiling_usd / now.rate)
-        unit = now.rate / now.ceiling_usd
-        step = min(cost_usd / target, _MOST_STEP) - 1.0
-        least, most = _PRICES
-        now.price = min(max(now.price * math.exp(_ETA * step), least * unit), most * unit)
-        if quality is not None and own.quality_floor:
-            moved = now.floor_prices[tier] + _ETA_FLOOR * (own.quality_floor - quality)
-            now.floor_prices[tier] = min(max(moved, 0.0), _FLOOR_PRICE_MOST)
+        now.requests += 1
+        self._came[place] += 1.0
+        keep = 1.0 - 1.0 / _RATIO_MEMORY
+        expected_usd, expected = self._pending
+        self._answered[place] += 1
+        self._got[place] += expected + self._bias[arm]
+        if quality is not None:
+            self._judged[arm] = keep * self._judged[arm] + 1.0
+            self._missed[arm] = keep * self._missed[arm] + quality - expected
+        self._expected[arm] = keep * self._expected[arm] + expected_usd
+        self._paid[arm] = keep * self._paid[arm] + cost_usd
+
+    def _solve(self, at: float) -> None:
+        now = self._period
+        to_come = self.to_come(at)
+        near_an_end = 1 + min(now.requests, int(to_come)) // 8
+        now.solve_at = now.requests + min(_SOLVE_EVERY, near_an_end)
+        there = [place for place, seen in enumerate(self._seen) if seen]
+        tiers = [one for place, one in enumerate(self._tiers.values()) if place in there]
+        samples = [min(self._seen[place], _SAMPLE) for place in there]
+        unit = np.mean([self._cost[p, :n].mean() for p, n in zip(there, samples, strict=True)])
+        for arm in range(len(self._ratio)):
+            prior = _RATIO_WEIGHT * np.mean(
+                [self._cost[p, :n, arm].mean() for p, n in zip(there, samples, strict=True)]
+            )
+            if prior + self._expected[arm]:
+                paid = prior + self._paid[arm]
+                self._ratio[arm] = float(paid / (prior + self._expected[arm]))
+            self._bias[arm] = self._missed[arm] / (_BIAS_WEIGHT + self._judged[arm])
+        frontiers = [
+            Frontier.of(
+                self._quality[p, :n] + self._bias,
+                self._cost[p, :n] * self._ratio,
+                max(float(unit), 1e-12),
+            )
+            for p, n in zip(there, samples, strict=True)
+        ]
+        share = self._shares()[there]
+        share /= share.sum()
+        soon = max(to_come - _AHEAD * math.sqrt(to_come), 0.5)
+        floors = [
+            self._needed(place, tier, part * to_come)
+            for place, tier, part in zip(there, tiers, share.tolist(), strict=True)
+        ]
+        found = solve_prices(
+            frontiers,
+            share.tolist(),
+            [one.value for one in tiers],
+            floors,
+            [one.critical for one in tiers],
+            (now.ceiling_usd - now.spent_usd) / soon,
+        )
+        self.prices = self._spread(found, there)
+        cheapest = sum(
+            part * float(one.cost_usd[-1]) for part, one in zip(share, frontiers, strict=True)
+        )
+        for_critical = sum(
+            part * float(one.cost_usd[one.cap(floor)] - one.cost_usd[-1])
+            for part, one, tier, floor in zip(share, frontiers, tiers, floors, strict=True)
+            if tier.critical
+        )
+        self._kept = [
+            cheapest + (0.0 if one.critical else for_critical) for one in self._tiers.values()
+        ]
+
+    def _shares(self) -> Matrix:
+        """Of each tier among requests to come."""
+        expected = np.array([one.share for one in self._tiers.values()])
+        expected = expected / expected.sum() if expected.sum() else np.ones_like(expected)
+        came: Matrix = np.array(self._came) + _SHARE_WEIGHT * expected
+        came /= came.sum()
+        return came
+
+    def _needed(self, place: int, tier: Tier, to_come: float) -> float:
+        """Mean quality of the requests to come with which the period keeps the floor."""
+        if not tier.quality_floor:
+            return 0.0
+        short = tier.quality_floor * self._answered[place] - self._got[place]
+        return min(max(tier.quality_floor + short / (to_come + _REPAY), 0.0), 1.0)
+
+    def _spread(self, found: TierPrices, there: Sequence[int]) -> TierPrices:
+        """The same for all tiers; one without any request yet takes the price of the first."""
+        upper = [found.upper[0]] * len(self._tiers)
+        lower = [found.lower[0]] * len(self._tiers)
+        for position, place in enumerate(there):
+            upper[place], lower[place] = found.upper[position], found.lower[position]
+        return TierPrices(tuple(upper), tuple(lower), found.upper_share, found.status)
 
     def state(self) -> dict[str, Any]:
         """Everything that is remembered, as JSON can hold it."""
-        return asdict(self._state) | {"dearest_usd": list(self._dearest)}
+        kept = {name: getattr(self, f"_{name}") for name in _REMEMBERED}
+        return copy.deepcopy(kept) | {
+            "quality": self._quality.tolist(),
+            "cost": self._cost.tolist(),
+            "period": asdict(self._period),
+            "prices": asdict(self.prices) if self.prices else None,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave; a tier that it does not know starts without a floor price."""
-        content = dict(state)
-        self._dearest = list(content.pop("dearest_usd"))
-        known = content.pop("floor_prices")
-        self._state = _State(
-            **content, floor_prices={tier: known.get(tier, 0.0) for tier in self._tiers}
-        )
+        """Take what `state` gave, of the same arms and tiers."""
+        content = copy.deepcopy(dict(state))
+        self._quality = np.array(content.pop("quality"))
+        self._cost = np.array(content.pop("cost"))
+        self._period = _Period(**content.pop("period"))
+        prices = content.pop("prices")
+        if prices is not None:
+            prices |= {name: tuple(prices[name]) for name in ("upper", "lower")}
+        self.prices = TierPrices(**prices) if prices else None
+        for name in _REMEMBERED:
+            setattr(self, f"_{name}", content[name])
