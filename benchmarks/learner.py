@@ -169,11 +169,19 @@ def one_thousand(settings: Settings, embedder: Embedder, name: str, passes: int 
     point = settings.decision_points[0]
     point = point.model_copy(update={"policy": PolicySettings(name=name)})
     traffic = Traffic(point, embedder, 1)
-    policy, watch = make_point_policy(point, traffic.encoder), make_watch(point)
+    policy, watch = make_point_policy(point, traffic.encoder.schema), make_watch(point)
     layouts, taken, at = Translations(traffic.encoder.schema), [], 0
     for _ in range(passes):
         rows = [
-            ledger.LedgerRow(at + number, Outcome(), event.outcome, event.token, datetime.now(UTC))
+            ledger.LedgerRow(
+                at + number,
+                Outcome(),
+                event.outcome,
+                event.token,
+                datetime.now(UTC),
+                Outcome(),
+                event.outcome,
+            )
             for number, event in enumerate(traffic.events(1000), 1)
         ]
         at += len(rows)

@@ -192,7 +192,8 @@ def expected_gain(mean: Vector, slope: Vector) -> float:
     # that its mean over Z, relative to the line that is highest at 0, is a sum over the turns.
     turns = np.array(starts[1:])
     rises = np.diff(slope[hull])
-    distance = np.abs(turns)
+    # Nobody is 40 standard deviations away; the square of a far larger number would overflow.
+    distance = np.minimum(np.abs(turns), 40.0)
     gains = rises * (
         np.exp(-(distance**2) / 2) / math.sqrt(2 * math.pi) - distance * ndtr(-distance)
     )

@@ -51,7 +51,7 @@ class FastLane(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._began_at = self.loop.time()
+        self._began_at = self._active_at = self.loop.time()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -94,6 +94,11 @@ class FastLane(HttpToolsProtocol):
             self._reply(refused(error))
         else:
             self._batch.submit(body, self._reply)
+
+    def on_response_complete(self) -> None:
+        """What went through the application is answered: the connection is idle from now on."""
+        self._active_at = self.loop.time()
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """The caller does not read: take no more of its requests."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flows.design_page import page
@@ -69,6 +69,7 @@ def point(number: int, **given: object) -> DecisionPoint:
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=8))
+@example([(0.0, 4e-164), (1.0, 0.0)])
 def test_the_expected_gain_is_that_of_numerical_integration(
     lines: list[tuple[float, float]],
 ) -> None:

@@ -42,6 +42,9 @@ class Server:
         self._thread.join(timeout=10)
         assert not self._thread.is_alive()
 
+    def keep_alive(self, seconds: float) -> None:
+        self._server.config.timeout_keep_alive = seconds
+
     def talk(self, *parts: bytes, pause_s: float = 0.0) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=10)
         for part in parts:
@@ -173,6 +176,20 @@ def test_a_connection_that_hangs_is_closed(server, monkeypatch) -> None:
     monkeypatch.setattr(fast_lane, "_SLOWEST_REQUEST_S", 0.1)
     with server.talk(request()[:-5]) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+        assert connection.recv(1000) == b""
+
+
+@pytest.mark.parametrize("path", ["/v1/decisions", "/healthz"])
+def test_only_an_idle_connection_is_closed(server, monkeypatch, path) -> None:
+    """Whichever way its requests take: rewards do not go through the short cut."""
+    monkeypatch.setattr(fast_lane, "_LOOK_S", 0.05)
+    server.keep_alive(0.6)
+    asked = request() if path == "/v1/decisions" else b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+    with server.talk() as connection:
+        for _ in range(6):
+            connection.sendall(asked)
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
+            time.sleep(0.25)
         assert connection.recv(1000) == b""
 
 
