@@ -24,9 +24,9 @@ __all__ = ["THRESHOLD_EVENT", "budget"]
 
 
 THRESHOLD_EVENT = "llmopt.budget.threshold"
-"""Sent when another of `THRESHOLDS` is spent, for automations of the user's own."""
+"""Sent when another share of `serving.spend_watch.SHARES` is spent, for automations of the user's
+own."""
 
-THRESHOLDS = (0.5, 0.8, 1.0)
 EXPERIMENT = "budgets"
 
 
@@ -77,23 +77,21 @@ def store(dsn: str, plan: StoredPlan) -> float:
 
 @task(retries=3, retry_delay_seconds=[2, 10, 30], cache_policy=NO_CACHE)
 def announce(plan: StoredPlan, spent_before_usd: float) -> None:
-    """Send an event for each threshold that was crossed; sent again, it is the same event."""
-    for share in THRESHOLDS:
-        if spent_before_usd < share * plan.budget_usd <= plan.spent_usd:
-            emit_event(
-                THRESHOLD_EVENT,
-                {
-                    "prefect.resource.id": "llmopt.budget",
-                    "prefect.resource.name": "budget",
-                },
-                payload={
-                    "share": share,
-                    "spent_usd": plan.spent_usd,
-                    "budget_usd": plan.budget_usd,
-                    "period_start": plan.period_start,
-                },
-                id=uuid5(NAMESPACE_URL, f"{THRESHOLD_EVENT}/{plan.period_start}/{share}"),
-            )
+    """Send an event for each share that was crossed; sent again, it is the same event."""
+    from serving.spend_watch import shares_crossed
+
+    for share in shares_crossed(plan.budget_usd, spent_before_usd, plan.spent_usd):
+        emit_event(
+            THRESHOLD_EVENT,
+            {"prefect.resource.id": "llmopt.budget", "prefect.resource.name": "budget"},
+            payload={
+                "share": share,
+                "spent_usd": plan.spent_usd,
+                "budget_usd": plan.budget_usd,
+                "period_start": plan.period_start,
+            },
+            id=uuid5(NAMESPACE_URL, f"{THRESHOLD_EVENT}/{plan.period_start}/{share}"),
+        )
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 30], cache_policy=NO_CACHE)

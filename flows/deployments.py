@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import yaml
@@ -21,13 +22,17 @@ from flows.forecast import forecast
 from flows.materialise import materialise
 from flows.report import report
 from flows.retention import retention
+from flows.spend import SPEND_EVENT
 from flows.train import train
 from flows.tune import tune
 
-__all__ = ["COLLISION_STRATEGY", "DEPLOYMENTS", "Deployed", "manifest"]
+__all__ = ["COLLISION_STRATEGY", "DEPLOYMENTS", "EVENT_PAUSE", "Deployed", "manifest"]
 
 
 COLLISION_STRATEGY = "ENQUEUE"
+
+EVENT_PAUSE = timedelta(minutes=1)
+"""Of several events in this time the first starts a run: a burst is no queue of runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class Deployed:
         span, and who asks for a run gets it.
     parameters
         Of the flow, where they differ from its own defaults.
+    event
+        Name of an event that starts a run, too (`EVENT_PAUSE`).
     """
 
     flow: Flow[Any, Any]
@@ -60,6 +67,7 @@ class Deployed:
     tags: tuple[str, ...]
     concurrency_limit: int = 1
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    event: str | None = None
 
     @property
     def entrypoint(self) -> str:
@@ -109,6 +117,7 @@ DEPLOYMENTS = (
         "5 * * * *",
         "Spreads what is left of the budget over decision points and hours.",
         ("budget",),
+        event=SPEND_EVENT,
     ),
     Deployed(
         report,
@@ -144,25 +153,7 @@ DEPLOYMENTS = (
 
 def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
     """``infra/prefect.yaml``."""
-    content = {
-        "name": "llm-auto-optimizer",
-        "deployments": [
-            {
-                "name": one.name,
-                "description": one.description,
-                "tags": list(one.tags),
-                "entrypoint": one.entrypoint,
-                "schedules": [{"cron": one.cron, "timezone": "UTC"}],
-                "parameters": dict(one.parameters),
-                "concurrency_limit": {
-                    "limit": one.concurrency_limit,
-                    "collision_strategy": COLLISION_STRATEGY,
-                },
-                "work_pool": {"name": "llmopt"},
-            }
-            for one in deployments
-        ],
-    }
+    content = {"name": "llm-auto-optimizer", "deployments": [_entry(one) for one in deployments]}
     head = (
         "# Made by `python -m flows.deployments > infra/prefect.yaml`; edit flows/deployments.py.\n"
         "# `llmopt up` serves these by itself. For a Prefect of your own: make a work pool\n"
@@ -170,6 +161,25 @@ def manifest(deployments: tuple[Deployed, ...] = DEPLOYMENTS) -> str:
         "# `prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`.\n"
     )
     return head + yaml.safe_dump(content, sort_keys=False, width=100)
+
+
+def _entry(one: Deployed) -> dict[str, Any]:
+    pause_s = int(EVENT_PAUSE.total_seconds())
+    triggers = [{"type": "event", "expect": [one.event], "within": pause_s}] if one.event else []
+    return {
+        "name": one.name,
+        "description": one.description,
+        "tags": list(one.tags),
+        "entrypoint": one.entrypoint,
+        "schedules": [{"cron": one.cron, "timezone": "UTC"}],
+        **({"triggers": triggers} if triggers else {}),
+        "parameters": dict(one.parameters),
+        "concurrency_limit": {
+            "limit": one.concurrency_limit,
+            "collision_strategy": COLLISION_STRATEGY,
+        },
+        "work_pool": {"name": "llmopt"},
+    }
 
 
 if __name__ == "__main__":

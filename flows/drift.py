@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.artifacts import artifact_key
+from flows.spend import watch_spend
 from optimizer.settings import DecisionPoint, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def drift(
     end = flow_run.scheduled_start_time or datetime.now(UTC)
     start = end - timedelta(minutes=minutes)
     spans = [(start - timedelta(hours=reference_hours), start), (start, end)]
+    if settings.budget is not None:
+        watch_spend(settings)  # here, since nothing else runs as often
     said = {}
     for point in settings.decision_points:
         reference, current = load(settings, point, spans, rows)

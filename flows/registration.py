@@ -6,10 +6,11 @@ from datetime import timedelta
 
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
 from prefect.schedules import Cron, Interval
 from prefect.types.entrypoint import EntrypointType
 
-from flows.deployments import COLLISION_STRATEGY, Deployed
+from flows.deployments import COLLISION_STRATEGY, EVENT_PAUSE, Deployed
 
 __all__ = ["deployment"]
 
@@ -28,6 +29,9 @@ def deployment(one: Deployed, every_s: float | None = None) -> RunnerDeployment:
         schedule=Cron(one.cron, timezone="UTC")
         if every_s is None
         else Interval(timedelta(seconds=every_s)),
+        triggers=[DeploymentEventTrigger(expect={one.event}, within=EVENT_PAUSE)]
+        if one.event
+        else [],
         description=one.description,
         tags=list(one.tags),
         parameters=dict(one.parameters),

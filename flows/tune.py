@@ -82,7 +82,7 @@ def look(
     from serving.feature_schemas import policy_schema
     from serving.live_point import make_encoder
     from serving.routes import make_point_policy
-    from serving.tuning_store import study_storage
+    from serving.tuning_store import searching
 
     embedder = Embedder()
     names = tuple(arm_label(arm) for arm in point.records())
@@ -96,16 +96,10 @@ def look(
     def make(policy: PolicySettings) -> Policy:
         return make_point_policy(point.model_copy(update={"policy": policy}), schema)
 
+    name = f"{point.name} policy {end:%Y-%m-%dT%H:%M}"
     try:
-        found, study = search(
-            log,
-            point.objective(),
-            point.policy,
-            make,
-            f"{point.name} policy {end:%Y-%m-%dT%H:%M}",
-            trials,
-            study_storage(settings.postgres_dsn()),
-        )
+        with searching(settings.postgres_dsn(), name) as storage:
+            found, study = search(log, point.objective(), point.policy, make, name, trials, storage)
     except InvalidInput as error:
         return None, str(error)
     with TemporaryDirectory() as folder:

@@ -1,9 +1,8 @@
 """How many requests a second to expect, with intervals, and by which method.
 
 Four methods forecast; the one that erred least over the recent past, at one hour, is taken. Each
-origin of that backtest sees only what was known then. Intervals are split conformal (Vovk et al.,
-2005): the errors of the backtest, on the logarithmic scale, at the same horizon. They hold as far
-as the errors to come are like those of the backtest.
+origin of that backtest sees only what was known then. Intervals are made of its errors at the same
+horizon, see `optimizer.forecast_intervals`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from optimizer.errors import InvalidInput
+from optimizer.forecast_intervals import interval_widths
 from optimizer.near_forecast import NearForecast, near_forecast
 from optimizer.records import Matrix, Vector
 
@@ -27,7 +27,6 @@ __all__ = [
     "Forecast",
     "Forecasts",
     "backtest",
-    "conformal_width",
     "forecast",
     "steps",
     "walk",
@@ -116,8 +115,8 @@ def forecast(
     rates
         Requests a second, means over ten minutes, oldest first, shape (n,), n at least 3.
     tested_h
-        Hours of the past, the last, over which methods are compared; fewer where there are not so
-        many.
+        Hours of the past, the last, over which methods are compared; intervals are made of twice as
+        many. Fewer where there are not so many.
     level
         Share of cases that intervals are to cover, in (0, 1).
     lead_s, lead_level
@@ -137,17 +136,19 @@ def forecast(
     rates = np.asarray(rates, dtype=float)
     if len(rates) < 3 or not np.isfinite(rates).all() or (rates < 0).any():
         raise InvalidInput("rates", rates.tolist()[:5], "at least 3 finite numbers, none below 0")
-    origins = min(tested_h, (len(rates) - _ENOUGH) // STEPS_AN_HOUR)
+    origins = min(2 * tested_h, (len(rates) - _ENOUGH) // STEPS_AN_HOUR)
     if origins < 24:
         ahead = _Naive(rates).ahead()
         reason = f"{len(rates) / _DAY:.1f} days are known, 3 are needed to compare methods"
         return Forecasts("naive", reason, _means(ahead, None, level), {})
     walks = {name: walk(rates, name, origins) for name in METHODS}
     tested = {name: _by_horizon(walked) for name, walked in walks.items()}
-    wape = {name: _wape(found) for name, found in tested.items()}
+    wape = {name: _wape(found[1][-tested_h:]) for name, found in tested.items()}
     method = min(METHODS, key=lambda name: (wape[name], METHODS.index(name)))
     told = ", ".join(f"{name} {wape[name]:.3f}" for name in METHODS)
-    reason = f"least error an hour ahead over the last {origins} hours (WAPE): {told}"
+    reason = (
+        f"least error an hour ahead over the last {min(origins, tested_h)} hours (WAPE): {told}"
+    )
     ahead = _make(method, rates).ahead()
     near = near_forecast(ahead, walks[method], lead_s, lead_level)
     return Forecasts(method, reason, _means(ahead, tested[method], level), wape, near)
@@ -211,8 +212,8 @@ def steps(counts: Mapping[int, int], length: int) -> Vector:
     return np.array([float(counts.get(step, 0)) for step in range(first, length)])
 
 
-def _wape(tested: Mapping[int, Matrix]) -> float:
-    said, came = tested[1].T
+def _wape(pairs: Matrix) -> float:
+    said, came = pairs.T
     total = float(np.abs(came).sum())
     missed = float(np.abs(said - came).sum())
     return missed / total if total else 0.0 if not missed else math.inf
@@ -224,31 +225,13 @@ def _means(
     horizons = []
     for hours in HORIZONS_H:
         rate = float(ahead[: hours * STEPS_AN_HOUR].mean())
-        width = None if tested is None else conformal_width(tested[hours], level)
+        width = math.inf if tested is None else interval_widths(tested[hours], hours, level)[-1]
         low = high = None
-        if width is not None:
+        if math.isfinite(width):
             low = max(math.expm1(math.log1p(rate) - width), 0.0)
             high = math.expm1(math.log1p(rate) + width)
         horizons.append(Forecast(hours, rate, low, high))
     return tuple(horizons)
-
-
-def conformal_width(pairs: Matrix, level: float) -> float | None:
-    """Half the width of an interval for log(1 + rate), None where there are too few errors.
-
-    Parameters
-    ----------
-    pairs
-        Shape (n, 2): forecast and truth.
-    level
-        In (0, 1): the quantile of rank ``ceil((n + 1) level)``.
-    """
-    rank = math.ceil((len(pairs) + 1) * level)
-    if rank > len(pairs):
-        return None
-    said, came = pairs.T
-    errors = np.sort(np.abs(np.log1p(said) - np.log1p(came)))
-    return float(errors[rank - 1])
 
 
 def _make(method: str, rates: Vector) -> _Method:

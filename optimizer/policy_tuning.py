@@ -117,24 +117,30 @@ def search(
         load_if_exists=True,
         sampler=_sampler(seed),
     )
-    done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    if not study.trials:
+    done = _finished(study)
+    if done == 0:  # again, if the first was cut off
         study.enqueue_trial(_parameters(present))
     older = log.rows(slice(0, cut))
 
     def score(trial: optuna.Trial) -> float:
         return _reward(older, objective, make(_suggest(trial, present)), 0)
 
-    left = trials - len(done)
-    if left > 0:
-        with threadpool_limits(1):
-            study.optimize(score, n_trials=left)
+    with threadpool_limits(1):
+        for number in range(done, trials):
+            # Seeded anew, so that a search that was cut off proposes what it would have proposed.
+            study.sampler = _sampler(seed + number)
+            study.optimize(score, n_trials=1)
     best = _settings(study.best_trial.params, present)
     with threadpool_limits(1):
         rewards = [_reward(log, objective, make(one), cut) for one in (present, best)]
-    finished = sum(one.state == optuna.trial.TrialState.COMPLETE for one in study.trials)
     better = best != present and rewards[1] > rewards[0]
-    return Tuned(present, best, rewards[0], rewards[1], finished, better), study
+    return Tuned(present, best, rewards[0], rewards[1], _finished(study), better), study
+
+
+def _finished(study: optuna.Study) -> int:
+    import optuna
+
+    return len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
 
 
 def opened(url: str) -> optuna.storages.BaseStorage:

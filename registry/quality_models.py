@@ -101,7 +101,7 @@ class QualityRegistry:
         champion: bool,
         kept: int = 5,
     ) -> StoredQuality:
-        """Store a version.
+        """Store a version; the same bytes of the same time again, or by two at once, are one.
 
         Parameters
         ----------
@@ -150,10 +150,22 @@ class QualityRegistry:
                     raise
             source = f"{run.info.artifact_uri}/{_FOLDER}"
             made = self._client.create_model_version(name, source, run_id=run_id, tags=tags)
+            made = self._first_of_the_same(name, made)
             if champion:
                 self._client.set_registered_model_alias(name, CHAMPION, made.version)
             self._drop(name, kept)
         return StoredQuality(int(made.version), trained_at, state)
+
+    def _first_of_the_same(self, name: str, made: ModelVersion) -> ModelVersion:
+        """The oldest version with these tags; if that is another one, ``made`` is gone."""
+        found = self._client.search_model_versions(f"name = '{name}'", max_results=1000)
+        same = [one for one in found if one.tags == made.tags]
+        first = min(same, key=lambda one: int(one.version), default=made)
+        if int(first.version) == int(made.version):
+            return made
+        self._client.delete_model_version(name, made.version)
+        self._client.delete_run(made.run_id)
+        return first
 
     def _drop(self, name: str, kept: int) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository

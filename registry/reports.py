@@ -24,7 +24,8 @@ def log_report(
 ) -> str:
     """Store a report as one run, instead of what a run of the same name and parameters stored.
 
-    So a repeat, also of one that was killed half-way, leaves one run and not two.
+    So a repeat, also of one that was killed half-way, leaves one run and not two; and so do two at
+    once, of which the one that ended last stays.
 
     Parameters
     ----------
@@ -65,6 +66,11 @@ def log_report(
         for file in files:
             client.log_artifact(run_id, str(file))
         client.set_terminated(run_id)
-        for old in before:
-            client.delete_run(old.info.run_id)
-    return f"{address.rstrip('/')}/#/experiments/{experiment_of_report}/runs/{run_id}"
+        # Whoever ends last sees all that ended, and both choose the same one.
+        ended = client.search_runs(
+            [experiment_of_report], f"{same} AND attributes.status = 'FINISHED'", max_results=_MOST
+        )
+        kept = max(ended, key=lambda one: (one.info.end_time, one.info.run_id)).info.run_id
+        for old in {one.info.run_id for one in [*before, *ended]} - {kept}:
+            client.delete_run(old)
+    return f"{address.rstrip('/')}/#/experiments/{experiment_of_report}/runs/{kept}"

@@ -61,5 +61,16 @@ def reaching() -> Iterator[None]:
 
 def experiment_id(client: MlflowClient, name: str) -> str:
     """Id of the experiment of that name, made where there is none."""
+    from mlflow.exceptions import MlflowException
+
     experiment = client.get_experiment_by_name(name)
-    return str(client.create_experiment(name) if experiment is None else experiment.experiment_id)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)  # another was quicker
+            if experiment is None:
+                raise
+    return str(experiment.experiment_id)

@@ -2,10 +2,13 @@
 
 import json
 import struct
+import time
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import psycopg
@@ -19,6 +22,7 @@ from optimizer.settings import Settings
 from serving import budget_store, ledger
 from serving.budget_planning import make_plan
 from serving.budget_store import StoredPlan
+from serving.spend_watch import find_overspent, overspent
 
 ARMS = [{"model": "small"}, {"model": "large"}]
 POINTS = [{"name": "chat", "arms": ARMS}, {"name": "mail", "arms": ARMS}]
@@ -133,3 +137,78 @@ def test_the_flow_stores_its_plan_and_the_command_shows_it(
     found = json.loads(said)
     assert found["budget_usd"] == 100.0 and found["spent_usd_by_decision_point"].keys() <= {"chat"}
     assert found["plan"]["status"] == "planned"
+
+
+def plan_of(at: datetime, spent_usd: float, hours: int = 3) -> StoredPlan:
+    """Of 10 USD a day, 1 USD each hour."""
+    rows = [
+        {"hour": (at + timedelta(hours=hour)).isoformat(), "cost_usd": 1.0} for hour in range(hours)
+    ]
+    start, end = BudgetSettings(usd=10.0).span(at)
+    times = [one.isoformat() for one in (start, end, at)]
+    return StoredPlan(*times, 10.0, spent_usd, 0, "planned", "a test", 1.0, rows)
+
+
+def test_a_plan_holds_until_more_is_spent_than_it_gave() -> None:
+    plan = plan_of(NOON, 1.0)
+    assert overspent(plan, 1.9, NOON + timedelta(minutes=30)) is None
+    found = overspent(plan, 2.1, NOON + timedelta(minutes=30))
+    assert found is not None and "2.1 USD are spent, 2 were planned" in found.message
+    assert overspent(plan, 2.1, NOON + timedelta(minutes=61)) is None
+    crossed = overspent(plan, 5.0, NOON + timedelta(hours=3))
+    assert crossed is not None and crossed.reason == "50% of the budget"
+    assert overspent(plan_of(NOON, 5.0), 5.9, NOON) is None
+    without = plan_of(NOON, 1.0, hours=0)
+    assert overspent(without, 4.9, NOON) is None and overspent(without, 5.0, NOON)
+
+
+def budget_runs(prefect_url: str) -> list[Any]:
+    """Those that no schedule made."""
+    body = {"deployments": {"name": {"any_": ["budget"]}}}
+    found = httpx.post(f"{prefect_url}/flow_runs/filter", json=body).raise_for_status().json()
+    return [one for one in found if not one["auto_scheduled"]]
+
+
+@pytest.mark.timeout(300)
+def test_spend_starts_the_budget_once(
+    settings: Callable[..., Settings], flows: Any, prefect_url: str
+) -> None:
+    platform = settings(decision_points=POINTS, budget={"usd": 10.0})
+    now = datetime.now(UTC)
+    decided(platform, 960, now)
+    with psycopg.connect(platform.postgres_dsn(), autocommit=True) as connection:
+        assert find_overspent(platform, now) is None  # nothing to compare with
+        start = BudgetSettings(usd=10.0).span(now)[0]
+        plan = StoredPlan(
+            *(one.isoformat() for one in (start, start + timedelta(days=1), start)),
+            1e-6, 0.0, 0, "planned", "a test",
+        )  # fmt: skip
+        budget_store.save(connection, plan)
+    assert find_overspent(platform, now + timedelta(days=1)) is None
+    # As the runner does after the server: twice told is one trigger all the same.
+    call = (
+        "from flows.deployments import *; from flows.registration import *\n"
+        "from flows.spend import watch_spend; from optimizer.settings import load_settings\n"
+        "for one in DEPLOYMENTS:\n"
+        "    if one.event: deployment(one).apply()\n"
+        "print(watch_spend(load_settings()))"
+    )
+    assert "100% of the budget" in flows.python(platform, "-c", call)
+    made = httpx.post(f"{prefect_url}/automations/filter", json={}).raise_for_status().json()
+    assert [one["name"] for one in made if one["actions"][0]["type"] == "run-deployment"] == [
+        "budget__automation_1"
+    ]
+    deadline = time.monotonic() + 60
+    while not (found := budget_runs(prefect_url)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [one["state_type"] for one in found] == ["SCHEDULED"]
+    # What a system of the user's own sends in the same minute starts no second run.
+    event = {
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "llmopt.spend",
+        "resource": {"prefect.resource.id": "billing.invoices"},
+        "id": str(uuid.uuid4()),
+    }
+    httpx.post(f"{prefect_url}/events", json=[event]).raise_for_status()
+    time.sleep(3)
+    assert [one["id"] for one in budget_runs(prefect_url)] == [found[0]["id"]]

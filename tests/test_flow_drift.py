@@ -209,7 +209,7 @@ def test_the_flow_says_what_it_lacks_and_then_finds_a_drop(
     mlflow_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    platform = settings(mlflow_url=mlflow_url, token_keys=[KEY])
+    platform = settings(mlflow_url=mlflow_url, token_keys=[KEY], budget={"usd": 1.0})
     assert "0 decisions in the reference and 0 in the window" in flows.run(platform, "drift()")
     decided(platform, 3001, 0.9, age_s=7200, span_s=3600)
     decided(platform, 1500, 0.7, age_s=600, span_s=500)

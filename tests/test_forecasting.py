@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from optimizer.errors import InvalidInput
-from optimizer.forecasting import HORIZONS_H, METHODS, backtest, conformal_width, forecast
+from optimizer.forecast_intervals import interval_widths
+from optimizer.forecasting import HORIZONS_H, METHODS, backtest, forecast
 from serving import ledger
 from serving.traffic import newest_forecast, rates, store_forecast
 
@@ -46,11 +47,33 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     hits = []
     for seed in range(6):
         found = backtest(series(9, seed, season=0.0, memory=0.9), "naive", 120)[1]
-        for origin in range(60, 120):
-            width = conformal_width(found[:origin], 0.9)
-            said, came = np.log1p(found[origin])
-            hits.append(width is not None and abs(said - came) <= width)
+        said, came = np.log1p(found).T
+        covered = np.abs(said - came) <= interval_widths(found, 1)[:-1]
+        hits.append(covered[60:].mean())
     assert 0.86 < np.mean(hits) < 0.94
+
+
+@pytest.mark.parametrize("hours", [1, 6, 24])
+def test_intervals_follow_errors_that_grow(hours: int) -> None:
+    random = np.random.default_rng(hours)
+    errors = np.abs(random.normal(size=800)) * np.linspace(0.1, 1.0, 800)
+    pairs = np.column_stack([np.zeros(800), np.expm1(errors)])
+    covered = {
+        step: np.mean((errors <= interval_widths(pairs, hours, step=step)[:800])[200:])
+        for step in (0.0, 0.02)
+    }
+    assert covered[0.0] < 0.85 < 0.87 < covered[0.02] < 0.93
+
+
+def test_a_width_knows_no_error_of_later() -> None:
+    random = np.random.default_rng(3)
+    pairs = random.exponential(size=(200, 2))
+    other = pairs.copy()
+    other[150:] *= 100.0
+    one, two = (interval_widths(given, 24) for given in (pairs, other))
+    assert np.isinf(one[: 24 + 8]).all() and np.isfinite(one[24 + 8 :]).all()
+    np.testing.assert_array_equal(one[: 150 + 24], two[: 150 + 24])
+    assert one[-1] != two[-1]
 
 
 def test_a_backtest_sees_no_future() -> None:

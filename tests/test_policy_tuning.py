@@ -1,6 +1,8 @@
 """The search for policy settings, on a log whose answer is known, and resumed from PostgreSQL."""
 
+import itertools
 import time
+from collections.abc import Callable
 
 import numpy as np
 import psycopg
@@ -64,6 +66,28 @@ def test_a_search_goes_on_where_another_stopped(settings, tmp_path) -> None:
     files = draw_study(study, tmp_path)
     assert [file.name for file in files] == ["history.png", "importance.png"]
     assert all(file.stat().st_size > 1000 for file in files)
+
+
+def make_until(last: int) -> Callable[[PolicySettings], Policy]:
+    calls = itertools.count(1)
+
+    def dies(policy: PolicySettings) -> Policy:
+        if next(calls) == last:
+            raise KeyboardInterrupt
+        return make(policy)
+
+    return dies
+
+
+def test_a_search_that_was_cut_off_ends_as_one_that_was_not(settings) -> None:
+    storage, log = study_storage(settings().postgres_dsn()), logged(600)
+    whole, _ = search(log, OBJECTIVE, STATIC, make, "whole", trials=4)
+    for last in (1, 3):  # within the first trial, and later
+        cut = make_until(last)
+        with pytest.raises(KeyboardInterrupt):
+            search(log, OBJECTIVE, STATIC, cut, str(last), trials=4, storage=storage)
+        again, _ = search(log, OBJECTIVE, STATIC, make, str(last), trials=4, storage=storage)
+        assert again == whole
 
 
 def test_too_short_a_log_is_refused() -> None:
