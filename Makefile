@@ -30,7 +30,7 @@ run: setup
 	$(BIN)/llmopt up --demo
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/pytest -m slow
