@@ -244,7 +244,7 @@ class Ports(_Strict):
 class LearnerSettings(_Strict):
     """How often the learner does what it does."""
 
-    batch_s: float = Field(0.25, gt=0, le=60, description="longest wait before rewards are learned")
+    batch_s: float = Field(0.1, gt=0, le=60, description="longest wait before rewards are learned")
     batch_rewards: int = Field(1000, ge=1, le=100_000, description="rewards learned at once")
     checkpoint_s: float = Field(5.0, gt=0, description="between checkpoints in PostgreSQL")
     version_rewards: int = Field(

@@ -26,9 +26,9 @@ _LOG = logging.getLogger(__name__)
 _KEEP_ALIVE_S = 75
 _SWITCH_S = 0.0005
 _MAX_ONGOING = 2000
-_BEHIND_DECISIONS = 10
-"""Niceness of the learner: where cores are short, decisions and rewards come first. It still gets a
-tenth of a core that is fought over, which is enough for thousands of rewards a second."""
+_BEHIND_DECISIONS = 3
+"""Niceness of the learner: where cores are short, decisions and rewards come first. With 10, the
+last hundredth of rewards reached the replicas after 1.3 s instead of 0.8 s."""
 
 
 @serve.deployment(
