@@ -62,13 +62,10 @@ def _model(
     tuned: Sequence[ParametersTuned],
     drafts: Mapping[str, str],
 ) -> list[str]:
-    from optimizer.parameter_challenge import beside, challengers, settings_lines
+    from optimizer.parameter_challenge import beside, challengers, settings_lines, to_add
 
     lines = [f"## {model}", "", *(f"- {_sentence(one)}" for one in tuned), ""]
-    there = {arm.arm().id for arm in point.arms}
-    arms = challengers(point, tuned)
-    new = [arm for arm in arms if arm.arm().id not in there]
-    if new:
+    if new := to_add(point, challengers(point, tuned)):
         lines += [
             f"Arms come from the settings. Add under `arms` of `{point.name}` in llmopt.yaml, then "
             "restart:",

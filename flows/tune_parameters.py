@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optimizer.offpolicy.logged import LoggedDecisions
     from optimizer.parameter_proposals import Evaluated
     from optimizer.parameter_tuning import ParametersTuned
+    from optimizer.worth import Worth
 
 __all__ = ["tune_models"]
 
@@ -83,7 +84,7 @@ def search_models(
     from optimizer.worth import Worth
     from serving.design_log import read_decisions
     from serving.live_point import make_encoder
-    from serving.tuning_store import study_storage
+    from serving.tuning_store import searching
 
     found, tuning = Found(), settings.tuning
     embedder, arms = Embedder(), point.records()
@@ -91,7 +92,7 @@ def search_models(
     log = read_decisions(settings, point, names, embedder, start, end)
     columns = make_encoder(point, embedder).schema.names
     space, worth = ParameterSpace(tuning.ranges), Worth.of(point.objective())
-    storage = study_storage(settings.postgres_dsn())
+    dsn = settings.postgres_dsn()
     try:
         evaluate = None if tuning.evaluator is None else load_evaluator(tuning.evaluator)
     except InvalidInput as error:
@@ -117,19 +118,23 @@ def search_models(
             known += logged_settings(parts[name], arms, alike, f"{name} in the log")
         for name in tasks:
             present, told = dict(first.parameters), f"{name} in the log"
+            study_name = _study_name(settings, point, model, name)
             try:
                 if evaluate is not None:
-                    tuned, study = tune_parameters(
-                        evaluate, model, name, present, space, worth,
-                        _study_name(settings, point, model, name), tuning.trials, storage, known,
-                    )  # fmt: skip
+                    with searching(dsn, study_name) as storage:
+                        tuned, study = tune_parameters(
+                            evaluate, model, name, present, space, worth,
+                            study_name, tuning.trials, storage, known,
+                        )  # fmt: skip
                     known += evaluated(study.get_trials(deepcopy=False), elsewhere=name or "all")
                 else:
-                    tuned, study = from_log(
-                        logged_settings(parts[name], arms, alike), model, name, present, space,
-                        worth, f"{_study_name(settings, point, model, name)} {end:%Y-%m-%dT%H:%M}",
-                        storage, [one for one in known if one.elsewhere != told],
-                    )  # fmt: skip
+                    study_name += f" {end:%Y-%m-%dT%H:%M}"
+                    with searching(dsn, study_name) as storage:
+                        tuned, study = from_log(
+                            logged_settings(parts[name], arms, alike), model, name, present,
+                            space, worth, study_name, storage,
+                            [one for one in known if one.elsewhere != told],
+                        )  # fmt: skip
             except InvalidInput as error:
                 found.refused[model, name] = str(error)
                 continue
@@ -197,7 +202,7 @@ def _report(
     end: datetime,
     tuned: ParametersTuned,
     study: object,
-    worth: object,
+    worth: Worth,
 ) -> None:
     """Plots and figures in MLflow."""
     from optimizer.study_plots import draw_study
@@ -207,7 +212,7 @@ def _report(
         files = draw_study(
             study,
             Path(folder),
-            value=lambda trial: float(worth(*trial.values)),  # type: ignore[operator]
+            value=lambda trial: float(worth(*trial.values)),
             value_name="worth",
             objectives=("quality", "cost_usd"),
         )

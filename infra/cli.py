@@ -18,7 +18,7 @@ from infra.models_cli import models
 from infra.pareto_cli import pareto
 from infra.retention_cli import retention
 from infra.rewards_cli import rewards
-from infra.terminal import errors_shown, on_stderr, print_json
+from infra.terminal import Json, errors_shown, on_stderr, print_json
 
 __all__ = ["main"]
 
@@ -39,8 +39,6 @@ main.add_typer(rewards, name="rewards")
 main.add_typer(alerts, name="alerts")
 main.command()(drift)
 main.command()(forecast)
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @main.command()

@@ -6,15 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.terminal import errors_shown, on_stderr, print_json
+from infra.terminal import Json, errors_shown, on_stderr, print_json
 
 __all__ = ["alerts", "drift"]
 
 alerts = typer.Typer(
     help="Alerts by webhook.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @alerts.callback()

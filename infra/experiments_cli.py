@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.terminal import errors_shown, on_stderr, print_json
+from infra.terminal import Json, errors_shown, on_stderr, print_json
 
 __all__ = ["experiments"]
 
@@ -18,7 +18,6 @@ experiments = typer.Typer(
 )
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As `create` and `list` show it.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Reason = Annotated[str | None, typer.Option(help="Why, for the audit trail.", show_default=False)]
 
 

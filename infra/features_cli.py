@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.terminal import errors_shown, on_stderr, print_json
+from infra.terminal import Json, errors_shown, on_stderr, print_json
 
 if TYPE_CHECKING:
     from feature_repo.store import FeatureStoreClient
@@ -24,8 +24,6 @@ features = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @features.command(name="training-set")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from infra.terminal import errors_shown, on_stderr, print_json
+from infra.terminal import Json, errors_shown, on_stderr, print_json
 
 if TYPE_CHECKING:
     from optimizer.forecasting import Forecasts
@@ -19,9 +17,7 @@ Found = tuple["datetime", "Forecasts"] | None
 
 
 def forecast(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the newest forecast of each decision point, and the replicas that all of them need."""
     with errors_shown(as_json):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.terminal import errors_shown, on_stderr, print_json
+from infra.terminal import Json, errors_shown, on_stderr, print_json
 
 if TYPE_CHECKING:
     from optimizer.settings import Settings
@@ -19,7 +19,6 @@ models = typer.Typer(
     no_args_is_help=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Point = Annotated[
     str | None, typer.Option(help="Whose versions; may be left out where there is only one.")
 ]

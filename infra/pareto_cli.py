@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.terminal import errors_shown, on_stderr, print_json
+from infra.terminal import Json, errors_shown, on_stderr, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -177,9 +177,7 @@ def pareto(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw cost against quality (PNG).")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Show which arms and policies no other beats in quality, cost and latency together."""
     with errors_shown(as_json):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.terminal import errors_shown, on_stderr, print_json
+from infra.terminal import Json, errors_shown, on_stderr, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,9 +22,7 @@ def retention(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would go, and change nothing.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Export and drop what is older than the settings keep it, as the flow does each night."""
     with errors_shown(as_json):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infra.terminal import errors_shown, on_stderr, print_json
+from infra.terminal import Json, errors_shown, on_stderr, print_json
 
 __all__ = ["rewards"]
 
@@ -17,8 +17,6 @@ rewards = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @rewards.command(name="dead-letters")

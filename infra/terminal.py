@@ -7,14 +7,19 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from optimizer.errors import InvalidInput, LlmoptError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["errors_shown", "on_stderr", "print_json"]
+__all__ = ["Json", "errors_shown", "on_stderr", "print_json"]
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+"""The option of every command that a program may read."""
 
 
 def on_stderr() -> Console:

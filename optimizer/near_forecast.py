@@ -24,7 +24,7 @@ STEP_S = 600.0
 NEAR_STEPS = 18
 """Three hours: an hourly forecast that is missed once still reaches beyond any lead time."""
 
-_STEPS_AN_HOUR = 6
+_STEPS_AN_HOUR = int(3600 / STEP_S)
 _LEAST_ERRORS = 100
 
 

@@ -12,7 +12,7 @@ from optimizer.parameter_tuning import LEAST_GAIN, ParametersTuned
 from optimizer.records import Arm
 from optimizer.settings import ArmSettings, DecisionPoint, Settings
 
-__all__ = ["beside", "challengers", "experiment", "settings_lines", "with_arms"]
+__all__ = ["beside", "challengers", "experiment", "settings_lines", "to_add", "with_arms"]
 
 
 def challengers(point: DecisionPoint, found: Sequence[ParametersTuned]) -> list[ArmSettings]:
@@ -65,11 +65,15 @@ def experiment(
     )
 
 
+def to_add(point: DecisionPoint, arms: Sequence[ArmSettings]) -> tuple[ArmSettings, ...]:
+    """Those that are not in the settings."""
+    there = {arm.arm().id for arm in point.arms}
+    return tuple(arm for arm in arms if arm.arm().id not in there)
+
+
 def with_arms(settings: Settings, point: DecisionPoint, arms: Sequence[ArmSettings]) -> Settings:
     """The settings as they will be once these arms are written into them; known ones stay."""
-    there = {arm.arm().id for arm in point.arms}
-    new = tuple(arm for arm in arms if arm.arm().id not in there)
-    changed = point.model_copy(update={"arms": point.arms + new})
+    changed = point.model_copy(update={"arms": point.arms + to_add(point, arms)})
     points = tuple(changed if one is point else one for one in settings.decision_points)
     return settings.model_copy(update={"decision_points": points})
 

@@ -54,7 +54,7 @@ def logged_settings(
 
     Returns
     -------
-    None for an arm with fewer than 30 outcomes; empty where the log is too short.
+    Those with 30 outcomes or more; empty where the log is too short.
     """
     if log is None:
         return []

@@ -15,9 +15,9 @@ from optimizer.records import Matrix, Vector
 from optimizer.response_surface import ResponseSurface
 from optimizer.worth import Worth
 
-__all__ = ["STARTUP", "Evaluated", "Proposer"]
+__all__ = ["Evaluated", "Proposer"]
 
-STARTUP = 5
+_STARTUP = 5
 """Evaluated settings, spread evenly, before a surface is believed."""
 
 _SMALLEST_USD = 1e-9
@@ -86,10 +86,9 @@ class Proposer:
         worth: Worth,
         known: Sequence[Evaluated] = (),
         seed: int = 0,
-        front_every: int = _FRONT_EVERY,
     ) -> None:
         self.space, self.worth = space, worth
-        self._known, self._seed, self._front_every = tuple(known), seed, front_every
+        self._known, self._seed = tuple(known), seed
         sobol = qmc.Sobol(space.size, rng=np.random.default_rng((seed, 0)))
         self._spread = sobol.random(8)
 
@@ -104,13 +103,10 @@ class Proposer:
             Of the trial, from 0.
         """
         random = np.random.default_rng((self._seed, 1, number))
-        wanted = min(STARTUP, len(self._spread))
-        if len(evaluated) + len(self._known) / 2 < wanted or not evaluated:
+        if len(evaluated) + len(self._known) / 2 < _STARTUP or not evaluated:
             return self.space.setting(self._spread[number % len(self._spread)])
         worth = self.worth
-        if worth.quality_floor is not None or (
-            self._front_every and number % self._front_every == self._front_every - 1
-        ):
+        if worth.quality_floor is not None or number % _FRONT_EVERY == _FRONT_EVERY - 1:
             worth = self._other(evaluated, random)
         surfaces = self.surfaces(evaluated)
         tried = self.space.places([one.parameters for one in evaluated])

@@ -11,14 +11,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import psycopg
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from optimizer.errors import InvalidInput
+from serving.background_writer import BackgroundWriter
 from serving.dead_letters import REASONS, DeadLetter, make_letter, reason_of, store_letters
-from serving.reward_writer import connect
 
 __all__ = ["DeadLetterBox"]
 
@@ -29,7 +28,7 @@ _PER_MINUTE = 300
 _WAITING = 2 * _PER_MINUTE * len(REASONS)
 
 
-class DeadLetterBox:
+class DeadLetterBox(BackgroundWriter):
     """Takes letters from one event loop.
 
     Parameters
@@ -48,21 +47,17 @@ class DeadLetterBox:
         per_minute: int = _PER_MINUTE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._dsn = dsn
         self._per_minute = per_minute
         self._clock = clock
         self._minute = 0.0
         self._kept: Counter[str] = Counter()
         self._waiting: dict[bytes, DeadLetter] = {}
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._connection: psycopg.Connection[Any] | None = None
         self.refused: Counter[str] = Counter()
         """Events by reason, kept or not."""
         self.dropped: Counter[str] = Counter()
         """Those that are only counted."""
-        self._thread = threading.Thread(target=self._run, name="dead-letters", daemon=True)
-        self._thread.start()
+        super().__init__(dsn, "dead-letters", _STORE_EVERY_S)
 
     def add(self, error: InvalidInput, body: bytes, path: str = "/v1/rewards") -> None:
         """Keep a refused event, if there is room; it is stored within seconds."""
@@ -86,11 +81,6 @@ class DeadLetterBox:
             else:
                 self.dropped[reason] += 1
 
-    def close(self) -> None:
-        """Store what is waiting, then stop."""
-        self._stop.set()
-        self._thread.join(timeout=10)
-
     def metrics(self) -> Iterator[Metric]:
         """Refused events, and those that were only counted, by reason."""
         for name, text, counts in (
@@ -102,27 +92,17 @@ class DeadLetterBox:
                 family.add_metric([reason], counts[reason])
             yield family
 
-    def _run(self) -> None:
-        while not self._stop.wait(_STORE_EVERY_S):
-            self._store()
-        self._store()
-        if self._connection is not None:
-            self._connection.close()
-
-    def _store(self) -> None:
+    def store(self) -> None:
+        """Store the letters that wait."""
         with self._lock:
             letters = list(self._waiting.values())
             self._waiting = {}
         if not letters:
             return
         try:
-            if self._connection is None:
-                self._connection = connect(self._dsn)
-            store_letters(self._connection, letters)
+            store_letters(self.connected(), letters)
         except psycopg.Error as error:
             _LOG.warning("dead letters wait, PostgreSQL is away: %s", error)
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self.disconnect()
             with self._lock:  # what came meanwhile is newer
                 self._waiting = {letter.digest: letter for letter in letters} | self._waiting

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import struct
-import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,8 +18,8 @@ from typing import Any, NamedTuple
 import psycopg
 
 from optimizer.byte_rows import Piece, Seconds, byte_rows
+from serving.background_writer import BackgroundWriter
 from serving.ledger import create_tables
-from serving.reward_writer import connect
 from serving.tokens import ID_AT, PROPENSITY_AT, ROLES, SHADOW, TIME_AT, VERSION_AT
 
 __all__ = ["DecisionLog", "LoggedDecisions"]
@@ -45,7 +44,7 @@ class LoggedDecisions(NamedTuple):
     tokens: Sequence[bytes]
 
 
-class DecisionLog:
+class DecisionLog(BackgroundWriter):
     """A bounded buffer with a thread that empties it.
 
     Parameters
@@ -55,15 +54,11 @@ class DecisionLog:
     """
 
     def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
         self._buffer: deque[LoggedDecisions] = deque()
         self._failed: list[LoggedDecisions] = []
-        self._connection: psycopg.Connection[Any] | None = None
-        self._stop = threading.Event()
         # Each number is changed by one thread only, so that no lock is needed.
         self._added = self._lost = self.written = 0
-        self._thread = threading.Thread(target=self._run, name="decision-log", daemon=True)
-        self._thread.start()
+        super().__init__(dsn, "decision-log", _FLUSH_S)
 
     def add(self, decisions: LoggedDecisions) -> None:
         """Log them soon; by one thread only."""
@@ -83,19 +78,14 @@ class DecisionLog:
         """Decisions lost because the buffer was full."""
         return self._lost
 
-    def close(self) -> None:
-        """Write what is in the buffer, then stop."""
-        self._stop.set()
-        self._thread.join(timeout=10)
+    def connect(self) -> psycopg.Connection[Any]:
+        """With the tables of the ledger."""
+        made = super().connect()
+        create_tables(made)
+        return made
 
-    def _run(self) -> None:
-        while not self._stop.wait(_FLUSH_S):
-            self._flush()
-        self._flush()
-        if self._connection is not None:
-            self._connection.close()
-
-    def _flush(self) -> None:
+    def store(self) -> None:
+        """Write the buffer, some thousands at once."""
         while self._failed or self._buffer:
             batches, self._failed = self._failed, []
             lines = sum(len(batch.tokens) for batch in batches)
@@ -106,17 +96,12 @@ class DecisionLog:
                 self._write(batches)
             except psycopg.Error as error:
                 _LOG.warning("decision log is behind, PostgreSQL is away: %s", error)
-                if self._connection is not None:
-                    self._connection.close()
-                    self._connection = None
+                self.disconnect()
                 self._failed = batches
                 return
             self.written += lines
 
     def _write(self, batches: list[LoggedDecisions]) -> None:
-        if self._connection is None:
-            self._connection = connect(self._dsn)
-            create_tables(self._connection)
         counts: Counter[str] = Counter()
         # Tokens of a decision point are equally long, unless its settings have changed.
         points: dict[tuple[str, int], _Alike] = defaultdict(lambda: defaultdict(list))
@@ -125,7 +110,8 @@ class DecisionLog:
             alike = points[name, len(tokens[0])]
             for kind, token in zip(zip(models, roles, strict=True), tokens, strict=True):
                 alike[kind].append(token)
-        with self._connection.transaction(), self._connection.cursor() as cursor:
+        connection = self.connected()
+        with connection.transaction(), connection.cursor() as cursor:
             with cursor.copy(
                 "COPY decisions (decision_point, model, role, decision_id, decided_at, propensity,"
                 " policy_version, token) FROM STDIN (FORMAT BINARY)"

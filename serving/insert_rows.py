@@ -49,18 +49,16 @@ class Rows:
     def __init__(self, types: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> None:
         self._arrays: list[_Array] = []
         self._values: dict[str, str] = {}
-        columns = zip(types.items(), zip(*rows, strict=True), strict=True)
-        for (name, kind), column in columns:
-            if kind == "float8[]":
-                self._values[name] = _lists(column, self._arrays)
-            else:
-                self._arrays.append(_Array(kind, column))
-                self._values[name] = f"a{len(self._arrays)}"
+        for (name, kind), column in zip(types.items(), zip(*rows, strict=True), strict=True):
+            self.add(name, kind, column)
 
-    def add(self, name: str, kind: str, column: Column) -> None:
+    def add(self, name: str, kind: str, column: Sequence[Any]) -> None:
         """One more column, with a value for each row."""
-        self._arrays.append(_Array(kind, column))
-        self._values[name] = f"a{len(self._arrays)}"
+        if kind == "float8[]":
+            self._values[name] = _lists(column, self._arrays)
+        else:
+            self._arrays.append(_Array(kind, column))
+            self._values[name] = f"a{len(self._arrays)}"
 
     def insert(self, connection: psycopg.Connection[Any], table: str) -> None:
         """Append them to a table, whose name is given as it stands in SQL.

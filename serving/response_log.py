@@ -18,9 +18,9 @@ import psycopg
 
 from optimizer.records import Vector
 from optimizer.response_facts import FACTS_ID
+from serving.background_writer import BackgroundWriter
 from serving.ledger import create_tables
 from serving.ledger_partitions import decided_at
-from serving.reward_writer import connect
 from serving.tokens import ID_AT
 
 __all__ = ["ResponseLog"]
@@ -48,7 +48,7 @@ class _Told(NamedTuple):
     facts: Vector
 
 
-class ResponseLog:
+class ResponseLog(BackgroundWriter):
     """A bounded buffer with a thread that empties it.
 
     Parameters
@@ -58,15 +58,11 @@ class ResponseLog:
     """
 
     def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
         self._waiting: dict[bytes, _Told] = {}
         self._in_hand: dict[bytes, _Told] = {}
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._connection: psycopg.Connection[Any] | None = None
         self._lost = 0
-        self._thread = threading.Thread(target=self._run, name="response-log", daemon=True)
-        self._thread.start()
+        super().__init__(dsn, "response-log", _STORE_EVERY_S)
 
     def add(self, token: bytes, facts: Vector) -> None:
         """Store them within seconds, if there is room; from any thread.
@@ -94,19 +90,14 @@ class ResponseLog:
         """Responses lost because the buffer was full."""
         return self._lost
 
-    def close(self) -> None:
-        """Store what is waiting, then stop."""
-        self._stop.set()
-        self._thread.join(timeout=10)
+    def connect(self) -> psycopg.Connection[Any]:
+        """With the tables of the ledger."""
+        made = super().connect()
+        create_tables(made)
+        return made
 
-    def _run(self) -> None:
-        while not self._stop.wait(_STORE_EVERY_S):
-            self._store()
-        self._store()
-        if self._connection is not None:
-            self._connection.close()
-
-    def _store(self) -> None:
+    def store(self) -> None:
+        """Store the facts that wait."""
         with self._lock:
             self._in_hand, self._waiting = self._waiting, {}
         if not self._in_hand:
@@ -116,21 +107,17 @@ class ResponseLog:
             self._write(self._in_hand.values())
         except psycopg.Error as error:
             _LOG.warning("facts about responses wait, PostgreSQL is away: %s", error)
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self.disconnect()
             left = self._in_hand
         with self._lock:  # what came meanwhile is newer
             self._waiting, self._in_hand = left | self._waiting, {}
 
     def _write(self, told: Iterable[_Told]) -> None:
-        if self._connection is None:
-            self._connection = connect(self._dsn)
-            create_tables(self._connection)
         # In one order everywhere, or two replicas could wait for each other.
         rows = [
             (UUID(bytes=one.decision_id), one.decided_at, one.told_at, FACTS_ID, one.facts.tolist())
             for one in sorted(told, key=lambda one: one.decision_id)
         ]
-        with self._connection.transaction(), self._connection.cursor() as cursor:
+        connection = self.connected()
+        with connection.transaction(), connection.cursor() as cursor:
             cursor.executemany(_STORE, rows)
